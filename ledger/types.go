@@ -1,0 +1,182 @@
+package ledger
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"time"
+
+	"github.com/certmill/certmill/internal/serial"
+)
+
+// RequestKey makes a request one with its retries: the first 16 octets of a SHA-256
+// over the caller and the idempotency key. Make it with NewRequestKey.
+type RequestKey [16]byte
+
+// NewRequestKey returns the key of a request. The parts are length-prefixed, so that
+// no two lists of parts have the same bytes.
+func NewRequestKey(parts ...string) RequestKey {
+	h := sha256.New()
+	var n [4]byte
+	for _, p := range parts {
+		binary.BigEndian.PutUint32(n[:], uint32(len(p)))
+		h.Write(n[:])
+		h.Write([]byte(p))
+	}
+	return RequestKey(h.Sum(nil)[:16])
+}
+
+// Revocation services that a certificate's profile promises.
+const (
+	RevocationOCSP = 1 << iota
+	RevocationCRL
+)
+
+// Certificate is one row of the ledger.
+type Certificate struct {
+	Serial  serial.Number
+	Issuer  int32 // issuers.id: one generation of an issuing key
+	Profile string
+	// ProfileVersion is the first 12 hexadecimal digits of the profile's SHA-256.
+	ProfileVersion string
+	// Names are the subject alternative names with their kind, "dns:a.example",
+	// "ip:192.0.2.1", "uri:spiffe://…", "email:…", in the order of the certificate.
+	Names       []string
+	SPKI        [sha256.Size]byte // SHA-256 of the SubjectPublicKeyInfo
+	Caller      string
+	Owner       string
+	Service     string
+	Environment string
+	NotBefore   time.Time // whole seconds
+	NotAfter    time.Time // whole seconds
+	DER         []byte
+	// Revocation holds RevocationOCSP and RevocationCRL.
+	Revocation uint8
+}
+
+// Entry is a signed certificate on its way into the ledger, with the request that
+// it answers.
+type Entry struct {
+	Certificate
+	RequestKey RequestKey
+	CSR        [sha256.Size]byte // SHA-256 of the CSR in DER
+	// ReuseUntil is how long the key stands for this request; after that the same
+	// key may make another certificate.
+	ReuseUntil time.Time
+}
+
+// Outcome is what the ledger made of an Entry. Where Duplicate is true an earlier
+// request with the same key and the same CSR had made the certificate given here,
+// and the entry's own certificate must be thrown away.
+type Outcome struct {
+	Certificate Certificate
+	Duplicate   bool
+}
+
+// Epoch is one start of one signer for one issuer.
+type Epoch struct {
+	ID      uint32
+	Signer  string
+	Issuer  int32
+	Token   string // serial number of the HSM token
+	Started time.Time
+	// Signatures made in the epoch, as the signer last reported; Final when it has
+	// reported at its shutdown.
+	Signatures int64
+	Final      bool
+}
+
+// Issuer is one generation of an issuing key with its certificate.
+type Issuer struct {
+	ID   int32
+	Name string // as profiles call it
+	// State is "active" or "retired"; one generation of a name is active.
+	State string
+	DER   []byte
+	// Chain holds the certificates from the issuer's issuer up to and including the root.
+	Chain [][]byte
+	// KeyURI finds the key in the token (RFC 7512), without a PIN.
+	KeyURI  string
+	Created time.Time
+}
+
+// OCSPSigner is a delegated OCSP signing certificate (RFC 6960 section 4.2.2.2).
+type OCSPSigner struct {
+	ID     int32
+	Issuer int32
+	DER    []byte
+	KeyURI string
+}
+
+// Revocation is final: RFC 5280's certificateHold is not offered.
+type Revocation struct {
+	Serial    serial.Number
+	Issuer    int32
+	Reason    int16 // RFC 5280 CRLReason
+	RevokedAt time.Time
+	RevokedBy string
+	Comment   string
+	NotAfter  time.Time
+}
+
+// Status is what an OCSP responder or a CRL says of a certificate.
+type Status struct {
+	Serial     serial.Number
+	Issuer     int32
+	NotBefore  time.Time
+	NotAfter   time.Time
+	Revocation uint8
+	// Revoked is nil while the certificate is good.
+	Revoked *Revocation
+}
+
+// OrderState is the state of an asynchronous order.
+type OrderState string
+
+// The states; the last two are final.
+const (
+	OrderPending OrderState = "pending"
+	OrderIssued  OrderState = "issued"
+	OrderFailed  OrderState = "failed"
+)
+
+// Order is an accepted request for asynchronous issue. It has its certificate as
+// soon as the ledger has one under its request key.
+type Order struct {
+	ID         string // UUID
+	Caller     string
+	RequestKey RequestKey
+	RequestID  string // as the caller gave it
+	// Request is the encoded queue message (certmill.queue.v1.SignRequest).
+	Request []byte
+	State   OrderState
+	// Failure is the encoded certmill.queue.v1.Failure of a failed order.
+	Failure     []byte
+	Certificate *Certificate
+	Created     time.Time
+	Attempts    int
+}
+
+// Token is an enrollment token; the ledger never sees its secret.
+type Token struct {
+	ID        string            // UUID
+	Hash      [sha256.Size]byte // SHA-256 of the secret
+	Profile   string
+	Names     []string
+	Uses      int
+	Used      int
+	Expires   time.Time
+	Owner     string
+	CreatedBy string
+	Created   time.Time
+}
+
+// AuditEntry is one link of the audit chain.
+type AuditEntry struct {
+	Sequence int64
+	Time     time.Time
+	Actor    string
+	Action   string // for example "certificate.revoke"
+	Subject  string // for example a serial
+	Detail   string
+	Hash     [sha256.Size]byte
+}
