@@ -1,0 +1,330 @@
+package local
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	postgresUser = "certmill"
+	// startTimeout bounds the start of a server, crash recovery included.
+	startTimeout = 60 * time.Second
+)
+
+// PostgreSQLOptions are the choices for StartPostgreSQL.
+type PostgreSQLOptions struct {
+	// Throwaway is for tests: no fsync, no password, shutdown at once. A crash of the
+	// machine loses the data.
+	Throwaway bool
+}
+
+// PostgreSQL is a running server whose superuser is "certmill".
+type PostgreSQL struct {
+	proc      *Process
+	port      int
+	password  string
+	passFile  string
+	throwaway bool
+}
+
+// StartPostgreSQL starts PostgreSQL on the directory's data and returns when it
+// takes connections. On first use it makes the database cluster. As root it runs the
+// server as the user postgres (or nobody), since PostgreSQL refuses to be root.
+func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*PostgreSQL, error) {
+	initdb, err := Find("initdb")
+	if err != nil {
+		return nil, err
+	}
+	server := filepath.Join(filepath.Dir(initdb), "postgres")
+	if _, err := os.Stat(server); err != nil {
+		return nil, &MissingError{Program: "postgres", Package: packages["postgres"]}
+	}
+	cred, err := serverCredential()
+	if err != nil {
+		return nil, err
+	}
+	p := &PostgreSQL{throwaway: o.Throwaway}
+	if !o.Throwaway {
+		if p.passFile, p.password, err = d.Secret("postgresql.password"); err != nil {
+			return nil, err
+		}
+	}
+	data, err := postgresDir(d, cred)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.initialise(ctx, initdb, data, cred); err != nil {
+		return nil, err
+	}
+	if err := waitForPredecessor(ctx, data); err != nil {
+		return nil, err
+	}
+	if p.port, err = d.Port("postgresql", 0); err != nil {
+		return nil, err
+	}
+	log, err := d.Log("postgresql")
+	if err != nil {
+		return nil, err
+	}
+	// SIGINT is PostgreSQL's fast shutdown, SIGQUIT its immediate one.
+	onDeath := syscall.SIGINT
+	if o.Throwaway {
+		onDeath = syscall.SIGQUIT
+	}
+	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.waitReady(ctx); err != nil {
+		return nil, errors.Join(err, p.Stop())
+	}
+	return p, nil
+}
+
+func (p *PostgreSQL) arguments(data string) []string {
+	set := []string{
+		"listen_addresses=127.0.0.1", "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
+		"max_connections=200", "shared_buffers=256MB", "max_wal_size=4GB",
+		// Random keys touch a fresh page with most rows: full-page images are most of
+		// the WAL, and compressing them is what keeps big tables fast.
+		"wal_compression=lz4", "checkpoint_timeout=15min", "jit=off",
+	}
+	if p.throwaway {
+		set = append(set, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB")
+	}
+	args := []string{"-D", data}
+	for _, s := range set {
+		args = append(args, "-c", s)
+	}
+	return args
+}
+
+// initialise makes the database cluster unless it is there. It is made aside and
+// renamed, so that an interrupted initdb is made again.
+func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *syscall.Credential) error {
+	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); err == nil {
+		return nil
+	}
+	fresh := data + ".new"
+	if err := errors.Join(os.RemoveAll(fresh), makeOwned(fresh, cred)); err != nil {
+		return err
+	}
+	args := []string{"-D", fresh, "-U", postgresUser, "--encoding=UTF8", "--locale=C", "--auth=trust"}
+	if p.throwaway {
+		args = append(args, "--no-sync")
+	} else {
+		pwfile := data + ".pw"
+		if err := os.WriteFile(pwfile, []byte(p.password), 0o600); err != nil {
+			return err
+		}
+		defer os.Remove(pwfile)
+		if cred != nil {
+			if err := os.Chown(pwfile, int(cred.Uid), int(cred.Gid)); err != nil {
+				return err
+			}
+		}
+		args[len(args)-1] = "--auth=scram-sha-256"
+		args = append(args, "--pwfile="+pwfile)
+	}
+	cmd := exec.CommandContext(ctx, initdb, args...)
+	cmd.Dir, cmd.Env = "/", minimalEnv()
+	cmd.SysProcAttr = attributes(syscall.SIGTERM, cred)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
+	}
+	if err := os.Remove(data); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(fresh, data)
+}
+
+// waitForPredecessor waits for a server of an earlier start that is still shutting down.
+func waitForPredecessor(ctx context.Context, data string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return poll(ctx, "an earlier PostgreSQL on this data to stop", func() (bool, error) {
+		text, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+		if err != nil {
+			return true, nil
+		}
+		line, _, _ := strings.Cut(string(text), "\n")
+		pid, err := strconv.Atoi(strings.TrimSpace(line))
+		if err != nil || pid <= 0 {
+			return true, nil
+		}
+		// After a crash of the machine the number may be another program's.
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		return err != nil || filepath.Base(exe) != "postgres", nil
+	})
+}
+
+func (p *PostgreSQL) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	return poll(ctx, "PostgreSQL to take connections", func() (bool, error) {
+		select {
+		case <-p.proc.Done():
+			return false, p.proc.Err()
+		default:
+		}
+		conn, err := p.connect(ctx, "postgres")
+		if err != nil {
+			return false, nil
+		}
+		return true, conn.Close(ctx)
+	})
+}
+
+func (p *PostgreSQL) connect(ctx context.Context, database string) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(p.URL(database))
+	if err != nil {
+		return nil, err
+	}
+	cfg.Password = p.password
+	cfg.ConnectTimeout = 5 * time.Second
+	return pgx.ConnectConfig(ctx, cfg)
+}
+
+// URL returns the connection string of a database, without a password.
+func (p *PostgreSQL) URL(database string) string {
+	u := url.URL{
+		Scheme: "postgres", User: url.User(postgresUser), Host: "127.0.0.1:" + strconv.Itoa(p.port),
+		Path: "/" + database, RawQuery: "sslmode=disable",
+	}
+	return u.String()
+}
+
+// PasswordFile returns the file with the password; "" for a throw-away server.
+func (p *PostgreSQL) PasswordFile() string { return p.passFile }
+
+// Process returns the child process.
+func (p *PostgreSQL) Process() *Process { return p.proc }
+
+// CreateDatabase makes a database unless it exists.
+func (p *PostgreSQL) CreateDatabase(ctx context.Context, name string) error {
+	conn, err := p.connect(ctx, "postgres")
+	if err != nil {
+		return fmt.Errorf("creating database %s: %w", name, err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var exists bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT 1 FROM pg_database WHERE datname = $1)", name).Scan(&exists); err != nil || exists {
+		return err
+	}
+	if _, err := conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize()); err != nil {
+		return fmt.Errorf("creating database %s: %w", name, err)
+	}
+	return nil
+}
+
+// DropDatabase drops a database, cutting its connections.
+func (p *PostgreSQL) DropDatabase(ctx context.Context, name string) error {
+	conn, err := p.connect(ctx, "postgres")
+	if err != nil {
+		return fmt.Errorf("dropping database %s: %w", name, err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = conn.Exec(ctx, "DROP DATABASE IF EXISTS "+pgx.Identifier{name}.Sanitize()+" WITH (FORCE)")
+	return err
+}
+
+// Stop shuts the server down and waits for it. Open connections are cut.
+func (p *PostgreSQL) Stop() error {
+	if p.throwaway {
+		return p.proc.Stop(syscall.SIGQUIT, 10*time.Second)
+	}
+	return p.proc.Stop(syscall.SIGINT, 30*time.Second)
+}
+
+// serverCredential returns whom to run PostgreSQL as: nil unless we are root.
+func serverCredential() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+		gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, err
+		}
+		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+	}
+	return nil, errors.New("PostgreSQL refuses to run as root and there is no user postgres or nobody: run this as an ordinary user")
+}
+
+// postgresDir returns where the cluster lies: in the data directory, or, where the
+// server's user cannot reach that (root's home has mode 0700), under /var/lib/certmill
+// with a link from the data directory.
+func postgresDir(d *Dir, cred *syscall.Credential) (string, error) {
+	link := d.Path("postgresql")
+	if cred == nil {
+		return link, nil
+	}
+	if target, err := os.Readlink(link); err == nil {
+		return target, os.MkdirAll(filepath.Dir(target), 0o711)
+	}
+	if reachable(d.Path()) {
+		parent := d.Path("pg")
+		return filepath.Join(parent, "data"), makeOwned(parent, cred)
+	}
+	sum := sha256.Sum256([]byte(d.Path()))
+	parent := filepath.Join("/var/lib/certmill", hex.EncodeToString(sum[:8]))
+	if err := errors.Join(os.MkdirAll("/var/lib/certmill", 0o711), makeOwned(parent, cred)); err != nil {
+		return "", err
+	}
+	target := filepath.Join(parent, "data")
+	return target, os.Symlink(target, link)
+}
+
+// reachable reports whether others may pass through every folder on the way.
+func reachable(path string) bool {
+	for ; path != "/"; path = filepath.Dir(path) {
+		info, err := os.Stat(path)
+		if err != nil || info.Mode().Perm()&0o001 == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func makeOwned(path string, cred *syscall.Credential) error {
+	if err := os.MkdirAll(path, 0o700); err != nil || cred == nil {
+		return err
+	}
+	return os.Chown(path, int(cred.Uid), int(cred.Gid))
+}
+
+// poll asks until done, an error, or the end of ctx.
+func poll(ctx context.Context, what string, done func() (bool, error)) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if ok, err := done(); err != nil || ok {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,11 @@
+//go:build !linux
+
+package local
+
+import "syscall"
+
+// Elsewhere than on Linux a child outlives a parent that is killed with SIGKILL; the
+// next start finds its lock and says so.
+func attributes(_ syscall.Signal, cred *syscall.Credential) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Credential: cred}
+}
