@@ -148,3 +148,9 @@ func EventsStreamConfig(s Settings) jetstream.StreamConfig {
 		Replicas:    s.Replicas,
 	}
 }
+
+// PullSubject returns the subject on which a signer asks for messages of an issuer
+// and priority (JetStream's pull protocol, NATS ADR-37).
+func PullSubject(issuer string, p Priority) string {
+	return "$JS.API.CONSUMER.MSG.NEXT." + SignStream + "." + SignConsumer(issuer, p)
+}
