@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -41,6 +42,7 @@ type Conn struct {
 	Settings  Settings
 
 	closed chan struct{}
+	lost   atomic.Int64 // when the connection was lost, Unix nanoseconds; 0 while it stands
 }
 
 // SettingsOf returns the stream settings in a configuration.
@@ -70,6 +72,7 @@ func Connect(cfg config.NATS, name string, log *slog.Logger) (*Conn, error) {
 		return nil, fmt.Errorf("nats.queue_key_file: %w", err)
 	}
 	c := &Conn{Keys: keys, Settings: SettingsOf(cfg), closed: make(chan struct{})}
+	c.lost.Store(time.Now().UnixNano())
 	opts, err := c.options(cfg, name, log)
 	if err != nil {
 		return nil, err
@@ -95,9 +98,18 @@ func (c *Conn) options(cfg config.NATS, name string, log *slog.Logger) ([]nats.O
 		nats.CustomReconnectDelay(reconnectDelay),
 		nats.PingInterval(pingEvery), nats.MaxPingsOutstanding(2),
 		nats.Timeout(5 * time.Second),
-		nats.ConnectHandler(func(nc *nats.Conn) { log.Info("connected to NATS", "server", nc.ConnectedUrlRedacted()) }),
-		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted()) }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("lost NATS", "error", err) }),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			c.lost.Store(0)
+			log.Info("connected to NATS", "server", nc.ConnectedUrlRedacted())
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			c.lost.Store(0)
+			log.Info("connected to NATS again", "server", nc.ConnectedUrlRedacted())
+		}),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			c.lost.CompareAndSwap(0, time.Now().UnixNano())
+			log.Warn("lost NATS", "error", err)
+		}),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { log.Debug("NATS still away", "error", err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
 			subject := ""
@@ -188,6 +200,15 @@ func (c *Conn) Ready() error {
 		return nil
 	}
 	return problem.Down("nats", time.Second, c.NATS.LastError())
+}
+
+// Away returns for how long the connection has been away, and 0 while it stands.
+func (c *Conn) Away() time.Duration {
+	lost := c.lost.Load()
+	if lost == 0 || c.NATS.IsConnected() {
+		return 0
+	}
+	return max(1, time.Since(time.Unix(0, lost)))
 }
 
 // Publish seals m for subject and writes it without waiting for an answer: for

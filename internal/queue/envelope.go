@@ -66,14 +66,15 @@ func ParseKeys(text string) (*Keys, error) {
 	return k, nil
 }
 
-func (k *key) mac(subject string, message []byte) []byte {
+// mac appends the code to out.
+func (k *key) mac(subject string, message, out []byte) []byte {
 	h := hmac.New(sha256.New, k.secret)
 	h.Write([]byte{envelopeVersion})
 	h.Write(k.id[:])
 	h.Write([]byte(subject))
 	h.Write([]byte{0})
 	h.Write(message)
-	return h.Sum(nil)
+	return h.Sum(out)
 }
 
 // Seal encodes m for the subject it is to be published on.
@@ -83,13 +84,18 @@ func (k *Keys) Seal(subject string, m proto.Message) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding a message for %s: %w", subject, err)
 	}
-	out[0] = envelopeVersion
-	copy(out[1:], k.seal.id[:])
-	copy(out[1+keyIDSize:], k.seal.mac(subject, out[headerSize:]))
 	if len(out) > MaxMessageBytes {
 		return nil, fmt.Errorf("a message for %s has %d bytes, more than %d", subject, len(out), MaxMessageBytes)
 	}
+	k.sealInPlace(subject, out)
 	return out, nil
+}
+
+// sealInPlace fills in the header, for which out has left room.
+func (k *Keys) sealInPlace(subject string, out []byte) {
+	out[0] = envelopeVersion
+	copy(out[1:], k.seal.id[:])
+	k.seal.mac(subject, out[headerSize:], out[1+keyIDSize:1+keyIDSize])
 }
 
 // Open checks the envelope that came on subject and decodes its message into m. It
@@ -99,7 +105,7 @@ func (k *Keys) Open(subject string, data []byte, m proto.Message) error {
 		return ErrForged
 	}
 	e := k.open[[keyIDSize]byte(data[1:1+keyIDSize])]
-	if e == nil || !hmac.Equal(e.mac(subject, data[headerSize:]), data[1+keyIDSize:headerSize]) {
+	if e == nil || !hmac.Equal(e.mac(subject, data[headerSize:], nil), data[1+keyIDSize:headerSize]) {
 		return ErrForged
 	}
 	if err := proto.Unmarshal(data[headerSize:], m); err != nil {

@@ -1,0 +1,123 @@
+package gateway
+
+import "github.com/certmill/certmill/internal/queue"
+
+// A lane is what waits for one issuer at one priority. Callers take turns in it:
+// each has a flow of its own, and a batch takes one request from each flow in turn.
+// The dispatcher's mutex guards it.
+type lane struct {
+	issuer   string
+	priority queue.Priority
+	subject  string
+
+	flows  map[string]*flow
+	turns  fifo[*flow] // flows that are not empty, in the order of their turns
+	urgent fifo[*call] // sent before and sent again: they have waited longest
+
+	waiting    int // calls in the flows and in urgent, those whose waiters left included
+	inFlight   int // calls that are with the queue or a signer
+	publishers int // goroutines that publish for this lane
+}
+
+// A flow is what one caller has waiting.
+type flow struct {
+	caller string
+	calls  fifo[*call]
+}
+
+func newLane(issuer string, p queue.Priority) *lane {
+	return &lane{issuer: issuer, priority: p, subject: queue.SignSubject(issuer, p), flows: map[string]*flow{}}
+}
+
+func (l *lane) push(c *call) {
+	f := l.flows[c.caller]
+	if f == nil {
+		f = &flow{caller: c.caller}
+		l.flows[c.caller] = f
+		l.turns.push(f)
+	}
+	f.calls.push(c)
+	l.waiting++
+}
+
+func (l *lane) pushUrgent(c *call) {
+	l.urgent.push(c)
+	l.waiting++
+}
+
+// pop returns the next call, or nil.
+func (l *lane) pop() *call {
+	if l.waiting == 0 {
+		return nil
+	}
+	l.waiting--
+	if c, ok := l.urgent.pop(); ok {
+		return c
+	}
+	f, _ := l.turns.pop()
+	c, _ := f.calls.pop()
+	if f.calls.len() > 0 {
+		l.turns.push(f)
+	} else {
+		delete(l.flows, f.caller)
+	}
+	return c
+}
+
+// take returns up to n calls that somebody still waits for and whose encodings have
+// up to size bytes together. One call is always taken, whatever its size.
+func (l *lane) take(n, size int) []*call {
+	var batch []*call
+	for len(batch) < n {
+		c := l.pop()
+		if c == nil {
+			break
+		}
+		if c.state == gone {
+			continue
+		}
+		if batch == nil {
+			batch = make([]*call, 0, min(n, l.waiting+1))
+		}
+		// The first call too big for this batch opens the next one.
+		if size -= c.encoded.BatchSize(); size < 0 && len(batch) > 0 {
+			l.pushUrgent(c)
+			break
+		}
+		batch = append(batch, c)
+	}
+	return batch
+}
+
+// fifo is a queue on a ring that grows by doubling; its users bound it.
+type fifo[T any] struct {
+	ring []T
+	head int
+	n    int
+}
+
+func (q *fifo[T]) len() int { return q.n }
+
+func (q *fifo[T]) push(v T) {
+	if q.n == len(q.ring) {
+		ring := make([]T, max(4, 2*q.n))
+		for i := range q.n {
+			ring[i] = q.ring[(q.head+i)%len(q.ring)]
+		}
+		q.ring, q.head = ring, 0
+	}
+	q.ring[(q.head+q.n)%len(q.ring)] = v
+	q.n++
+}
+
+func (q *fifo[T]) pop() (T, bool) {
+	var zero T
+	if q.n == 0 {
+		return zero, false
+	}
+	v := q.ring[q.head]
+	q.ring[q.head] = zero
+	q.head = (q.head + 1) % len(q.ring)
+	q.n--
+	return v, true
+}

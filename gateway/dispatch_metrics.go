@@ -1,0 +1,86 @@
+package gateway
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certmill/certmill/internal/queue"
+)
+
+type dispatchMetrics struct {
+	joined, timeouts, strays, forged, unsure prometheus.Counter
+	refused, resends                         *prometheus.CounterVec
+	publish, batch                           prometheus.Histogram
+	depth, depthBytes                        prometheus.Gauge
+}
+
+func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &dispatchMetrics{
+		joined:   counter("certmill_gateway_dispatch_joined_total", "Calls that joined an equal one already waiting."),
+		timeouts: counter("certmill_gateway_dispatch_timeouts_total", "Calls that ended without an answer."),
+		strays:   counter("certmill_gateway_dispatch_strays_total", "Results that nobody waited for."),
+		forged:   counter("certmill_gateway_dispatch_forged_total", "Replies with a wrong authentication code."),
+		unsure:   counter("certmill_gateway_dispatch_unsure_total", "Messages of which it is not known whether the broker has them."),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "certmill_gateway_dispatch_refused_total",
+			Help: "Calls or messages refused, by bound: pending, queue, nats."}, []string{"bound"}),
+		resends: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "certmill_gateway_dispatch_resends_total",
+			Help: "Requests sent again, by reason: late, failed."}, []string{"reason"}),
+		publish: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "certmill_queue_publish_seconds",
+			Help: "Time until the broker had a message.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "certmill_queue_batch_requests",
+			Help: "Requests in a message.", Buckets: []float64{1, 2, 4, 8, 16, queue.MaxBatch}}),
+		depth: prometheus.NewGauge(prometheus.GaugeOpts{Name: "certmill_queue_depth_messages",
+			Help: "Messages in the queue or with a signer, sampled."}),
+		depthBytes: prometheus.NewGauge(prometheus.GaugeOpts{Name: "certmill_queue_depth_bytes",
+			Help: "Bytes in the queue or with a signer, sampled."}),
+	}
+	gauge := func(name, help string, value func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			return float64(value())
+		})
+	}
+	reg.MustRegister(m.joined, m.timeouts, m.strays, m.forged, m.unsure, m.refused, m.resends, m.publish, m.batch, m.depth, m.depthBytes,
+		gauge("certmill_gateway_dispatch_pending", "Calls that wait for an answer.", func() int { return d.wait }),
+		gauge("certmill_gateway_dispatch_max_pending", "Bound of certmill_gateway_dispatch_pending.", func() int { return d.cfg.MaxPending }),
+		gauge("certmill_gateway_dispatch_max_in_flight", "Bound of requests sent, for each issuer and priority.", func() int { return d.cfg.MaxInFlight }),
+		gauge("certmill_gateway_dispatch_in_flight", "Requests that are with the queue or a signer.", func() (n int) {
+			for _, l := range d.lanes {
+				n += l.inFlight
+			}
+			return n
+		}),
+		gauge("certmill_gateway_dispatch_waiting", "Requests that wait to be sent.", func() (n int) {
+			for _, l := range d.lanes {
+				n += l.waiting
+			}
+			return n
+		}))
+	return m
+}
+
+// sampleQueue measures the depth of the queue until ctx ends.
+func (d *Dispatcher) sampleQueue(ctx context.Context) error {
+	tick := time.NewTicker(d.cfg.SampleInterval)
+	defer tick.Stop()
+	for {
+		if s, err := d.conn.JetStream.Stream(ctx, queue.SignStream); err != nil {
+			d.log.Debug("the queue's depth cannot be read", "error", err)
+		} else {
+			state := s.CachedInfo().State
+			d.metrics.depth.Set(float64(state.Msgs))
+			d.metrics.depthBytes.Set(float64(state.Bytes))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}

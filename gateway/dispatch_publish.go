@@ -1,0 +1,160 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/queue"
+)
+
+// publishFrom starts a publisher for the lane when there is work for one more. The
+// caller holds the mutex. A publisher lives as long as its lane has work: while one
+// waits for the broker, what comes gathers for the next message.
+func (d *Dispatcher) publishFrom(l *lane) {
+	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.inFlight >= d.cfg.MaxInFlight {
+		return
+	}
+	l.publishers++
+	d.publishing.Add(1)
+	go d.publisher(l)
+}
+
+func (d *Dispatcher) publisher(l *lane) {
+	defer d.publishing.Done()
+	for {
+		// Callers that became ready at the same instant, woken by one reply, come along.
+		runtime.Gosched()
+		batch := d.nextBatch(l)
+		if batch == nil {
+			return
+		}
+		d.publish(l, batch)
+	}
+}
+
+// nextBatch takes what waits, or returns nil and ends the publisher.
+func (d *Dispatcher) nextBatch(l *lane) []*call {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var batch []*call
+	if room := d.cfg.MaxInFlight - l.inFlight; d.open && room > 0 {
+		batch = l.take(min(d.cfg.MaxBatch, room), d.cfg.MaxBatchBytes)
+	}
+	if len(batch) == 0 {
+		l.publishers--
+		return nil
+	}
+	now := time.Now()
+	for _, c := range batch {
+		c.state = sending
+		c.late = now.Add(c.deadline.Sub(now) / 3)
+		if !c.counted {
+			c.counted = true
+			l.inFlight++
+		}
+		d.budget = min(d.budget+d.cfg.ResendBudget, budgetCap)
+	}
+	return batch
+}
+
+// publish sends the batch and waits until the broker has it. What the broker refuses
+// fails at once; where it is not known whether the broker has it, the request stays,
+// and is sent again when its answer is late.
+func (d *Dispatcher) publish(l *lane, batch []*call) {
+	msg, err := d.message(l, batch)
+	if err != nil {
+		d.log.Error("a batch cannot be sealed", "subject", l.subject, "error", err)
+		d.fail(batch, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(d.stop, d.cfg.PublishTimeout)
+	defer cancel()
+	start := time.Now()
+	_, err = d.conn.JetStream.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(1), jetstream.WithRetryWait(100*time.Millisecond))
+	d.metrics.publish.Observe(time.Since(start).Seconds())
+	d.metrics.batch.Observe(float64(len(batch)))
+
+	if refused := d.refusal(err); refused != nil {
+		d.fail(batch, refused)
+		return
+	}
+	if err != nil {
+		d.metrics.unsure.Inc()
+		d.log.Debug("a batch may or may not be in the queue", "subject", l.subject, "error", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range batch {
+		switch {
+		case c.state != sending: // answered before the broker's acknowledgement was read
+		case c.order && err != nil:
+			d.finish(c, answer{err: problem.Down("queue", d.cfg.RetryAfter, err)})
+		case c.order:
+			d.finish(c, answer{})
+		default:
+			c.state = sent
+		}
+	}
+}
+
+func (d *Dispatcher) message(l *lane, batch []*call) (*nats.Msg, error) {
+	encoded := make([]queue.Request, len(batch))
+	var deadline time.Time
+	reply, forEver := false, false
+	for i, c := range batch {
+		encoded[i] = c.encoded
+		deadline = later(deadline, c.deadline)
+		reply = reply || !c.order
+		forEver = forEver || c.order
+	}
+	data, err := d.conn.Keys.SealBatch(l.subject, encoded)
+	if err != nil {
+		return nil, err
+	}
+	msg := &nats.Msg{Subject: l.subject, Data: data, Header: make(nats.Header, 2)}
+	if reply {
+		msg.Header[queue.HeaderReply] = []string{d.reply}
+	}
+	if !forEver {
+		msg.Header[queue.HeaderDeadline] = []string{strconv.FormatInt(deadline.UnixMilli(), 10)}
+	}
+	return msg, nil
+}
+
+// JetStream's error codes for a message that is surely not in the stream
+// (nats-server server/errors.json).
+const (
+	codeInsufficientResources = 10023
+	codeStoreFailed           = 10077 // a bound of the stream: messages or bytes
+	codeClusterOverrun        = 10167
+)
+
+// refusal returns the problem where the broker has surely not taken the message.
+func (d *Dispatcher) refusal(err error) error {
+	if err == nil {
+		return nil
+	}
+	var api *jetstream.APIError
+	switch {
+	case errors.As(err, &api):
+		switch api.ErrorCode {
+		case codeStoreFailed, codeInsufficientResources, codeClusterOverrun:
+			d.metrics.refused.WithLabelValues("queue").Inc()
+			return problem.Busy("queue_full", d.cfg.RetryAfter, "the queue to the signers is full")
+		}
+		d.metrics.refused.WithLabelValues("nats").Inc()
+		return problem.Down("queue", d.cfg.RetryAfter, err)
+	case errors.Is(err, jetstream.ErrNoStreamResponse), errors.Is(err, nats.ErrReconnectBufExceeded),
+		errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrMaxPayload):
+		d.metrics.refused.WithLabelValues("nats").Inc()
+		return problem.Down("queue", d.cfg.RetryAfter, err)
+	}
+	return nil
+}
