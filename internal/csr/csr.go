@@ -1,0 +1,80 @@
+// Package csr reads PKCS #10 certification requests (RFC 2986) from strangers.
+//
+// Parse accepts little and says precisely why it refuses: one request, in DER or one
+// PEM block, strict DER, a key type that the service issues for, a signature that
+// shows possession of the key, and names in the form in which they may stand in a
+// certificate. What it accepts crypto/x509 accepts too, with the same names.
+//
+// A request only asks. Extensions other than the subject alternative name are read to
+// refuse what no profile ever grants (cA, keyCertSign, cRLSign) and then dropped, as
+// are the subject's attributes other than the common name: the profile decides on them.
+package csr
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"net/netip"
+)
+
+// The bounds of a request. They keep the cost of a hostile one below that of an honest one.
+const (
+	// MaxBytes bounds the request as sent, PEM armour included.
+	MaxBytes = 64 << 10
+	// MaxNames bounds the subject alternative names of all kinds together.
+	MaxNames = 100
+	// MaxCommonName is ub-common-name of RFC 5280 appendix A.1, in characters.
+	MaxCommonName = 64
+
+	maxAttributes = 16
+	maxExtensions = 32
+)
+
+// Request is a checked request. It shares memory with the bytes that it was parsed
+// from, so those must not change. It is never modified by this package and safe for
+// concurrent reads.
+type Request struct {
+	// DER is the whole CertificationRequest, and SHA256 its hash.
+	DER    []byte
+	SHA256 [sha256.Size]byte
+	// SPKI is the SubjectPublicKeyInfo in DER; PublicKey is what it holds.
+	SPKI      []byte
+	PublicKey crypto.PublicKey
+	KeyType   KeyType
+	// CommonName is the subject's, or empty.
+	CommonName string
+	// DNSNames are in lower case, without duplicates, as are the other names. A
+	// wildcard keeps its "*" label.
+	DNSNames    []string
+	IPAddresses []netip.Addr
+	URIs        []string
+	Emails      []string
+}
+
+// Parse reads one request and checks its signature, once. Every error is a
+// *problem.Error of kind Invalid whose field starts with "csr" and whose rule names
+// what was broken. The signature is checked last, so that what is refused is cheap.
+func Parse(data []byte) (*Request, error) {
+	der, err := unwrap(data)
+	if err != nil {
+		return nil, err
+	}
+	p, err := split(der)
+	if err != nil {
+		return nil, err
+	}
+	r := &Request{DER: der, SPKI: p.spki}
+	if r.CommonName, err = readSubject(p.subject); err != nil {
+		return nil, err
+	}
+	if err = readAttributes(r, p.attributes); err != nil {
+		return nil, err
+	}
+	if r.PublicKey, r.KeyType, err = ParseKey(p.spki); err != nil {
+		return nil, err
+	}
+	if err = checkSignature(r.PublicKey, p); err != nil {
+		return nil, err
+	}
+	r.SHA256 = sha256.Sum256(der)
+	return r, nil
+}

@@ -1,0 +1,132 @@
+package csr
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	_ "crypto/sha256" // for crypto.Hash
+	_ "crypto/sha512"
+	encoding "encoding/asn1"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/certmill/certmill/internal/problem"
+)
+
+const signatureField = "csr.signature"
+
+// scheme is one way to sign a request.
+type scheme struct {
+	key  byte // 'e' ECDSA, 'r' RSA, 'd' Ed25519
+	hash crypto.Hash
+	pss  bool
+}
+
+// schemes maps the DER of each AlgorithmIdentifier that is accepted. A map of whole
+// encodings leaves no parameter unread.
+var schemes = buildSchemes()
+
+// weak are the algorithms refused for their hash, by the DER of their OID element.
+var weak = map[string]string{
+	derOID(1, 2, 840, 113549, 1, 1, 4): "MD5",
+	derOID(1, 2, 840, 113549, 1, 1, 2): "MD2",
+	derOID(1, 2, 840, 113549, 1, 1, 5): "SHA-1",
+	derOID(1, 3, 14, 3, 2, 29):         "SHA-1",
+	derOID(1, 2, 840, 10045, 4, 1):     "SHA-1",
+	derOID(1, 2, 840, 10040, 4, 3):     "SHA-1",
+}
+
+func derOID(arc ...int) string {
+	b, err := encoding.Marshal(encoding.ObjectIdentifier(arc))
+	if err != nil {
+		panic(err) // a constant of this file is wrong
+	}
+	return string(b)
+}
+
+func buildSchemes() map[string]scheme {
+	null, none := "\x05\x00", ""
+	seq := func(parts ...string) string {
+		var b cryptobyte.Builder
+		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			for _, p := range parts {
+				b.AddBytes([]byte(p))
+			}
+		})
+		return string(b.BytesOrPanic())
+	}
+	explicit := func(tag byte, part string) string { return string([]byte{0xa0 | tag, byte(len(part))}) + part }
+
+	m := map[string]scheme{seq(derOID(1, 3, 101, 112)): {key: 'd'}}
+	for i, h := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		m[seq(derOID(1, 2, 840, 10045, 4, 3, 2+i))] = scheme{key: 'e', hash: h}
+		m[seq(derOID(1, 2, 840, 113549, 1, 1, 11+i), null)] = scheme{key: 'r', hash: h}
+		// RSASSA-PSS (RFC 4055): MGF1 with the same hash, a salt as long as the hash. The
+		// hash's own parameters are NULL or absent; both are in use.
+		oid := derOID(2, 16, 840, 1, 101, 3, 4, 2, 1+i)
+		for _, p := range []string{null, none} {
+			for _, q := range []string{null, none} {
+				m[seq(derOID(1, 2, 840, 113549, 1, 1, 10), seq(
+					explicit(0, seq(oid, p)),
+					explicit(1, seq(derOID(1, 2, 840, 113549, 1, 1, 8), seq(oid, q))),
+					explicit(2, string([]byte{2, 1, byte(h.Size())})),
+				))] = scheme{key: 'r', hash: h, pss: true}
+			}
+		}
+	}
+	return m
+}
+
+// checkSignature is the proof of possession (RFC 2986 section 3).
+func checkSignature(public crypto.PublicKey, p *parts) error {
+	s, ok := schemes[string(p.algorithm)]
+	if !ok {
+		return refuseAlgorithm(p.algorithm)
+	}
+	if len(p.signature) == 0 {
+		return problem.Rejected(signatureField, "signature_missing", "the request has no signature")
+	}
+	digest := p.info
+	if s.hash != 0 {
+		h := s.hash.New()
+		h.Write(p.info)
+		digest = h.Sum(nil)
+	}
+	match, valid := false, false
+	switch k := public.(type) {
+	case *ecdsa.PublicKey:
+		if match = s.key == 'e'; match {
+			valid = ecdsa.VerifyASN1(k, digest, p.signature)
+		}
+	case ed25519.PublicKey:
+		if match = s.key == 'd'; match {
+			valid = ed25519.Verify(k, digest, p.signature)
+		}
+	case *rsa.PublicKey:
+		if match = s.key == 'r'; match && s.pss {
+			valid = rsa.VerifyPSS(k, s.hash, digest, p.signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		} else if match {
+			valid = rsa.VerifyPKCS1v15(k, s.hash, digest, p.signature) == nil
+		}
+	}
+	switch {
+	case !match:
+		return problem.Rejected(signatureField, "signature_algorithm", "the signature algorithm does not belong to the key")
+	case !valid:
+		return problem.Rejected(signatureField, "signature", "the signature does not verify with the request's own key")
+	}
+	return nil
+}
+
+func refuseAlgorithm(der []byte) error {
+	input := cryptobyte.String(der)
+	var algorithm, oid cryptobyte.String
+	if input.ReadASN1(&algorithm, asn1.SEQUENCE) && algorithm.ReadASN1Element(&oid, asn1.OBJECT_IDENTIFIER) {
+		if hash, ok := weak[string(oid)]; ok {
+			return problem.Rejected(signatureField, "signature_hash", "the request is signed with %s; sign with SHA-256 or better", hash)
+		}
+	}
+	return problem.Rejected(signatureField, "signature_algorithm", "the signature algorithm is not supported; use ECDSA or RSA with SHA-256, SHA-384 or SHA-512, or Ed25519")
+}
