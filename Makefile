@@ -1,0 +1,67 @@
+# `make` or `make help` lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+GO      ?= go
+BIN     := bin/certmill
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -X github.com/certmill/certmill/internal/telemetry.Version=$(VERSION)
+TOOL    := $(GO) tool -modfile=internal/tools/go.mod
+# buf runs in proto/.
+PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
+# How many packages are tested at a time: each brings servers of its own.
+PARALLEL ?= 2
+
+.PHONY: help deps build demo demo-once test generate lint breaking proto-baseline bench fuzz clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
+
+deps: ## install what is missing: SoftHSM, PostgreSQL, Redis, openssl, curl, a C compiler
+	@deploy/install-deps.sh
+
+build: ## build bin/certmill
+	@mkdir -p bin
+	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/certmill
+
+demo: deps build ## the whole service on this machine, shown at work; stays up until Ctrl-C
+	@exec $(BIN) dev --demo
+
+demo-once: deps build ## the same, then stop; exit 0, or the step that failed
+	@exec $(BIN) dev --demo --once
+
+test: deps build ## all tests with the race detector, on real servers, end to end through the binary
+	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -race -p $(PARALLEL) -timeout 9m ./...
+
+generate: ## regenerate proto/ and docs/configuration.md
+	cd proto && $(PROTO_TOOL) buf generate
+	$(GO) run ./cmd/certmill/configref -write docs/configuration.md
+
+lint: ## gofmt, go vet, staticcheck, import rules, shell syntax, the API's compatibility
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	CGO_ENABLED=0 $(GO) vet ./cmd/certmill
+	$(TOOL) staticcheck ./...
+	$(GO) test -count=1 ./internal/archtest
+	for f in deploy/*.sh .ci/run; do bash -n "$$f"; done
+	cd proto && $(PROTO_TOOL) buf lint
+	$(MAKE) --no-print-directory breaking
+
+breaking: ## is the public API still compatible with proto/certmill.binpb?
+	cd proto && $(PROTO_TOOL) buf breaking --against certmill.binpb
+
+proto-baseline: ## after a release: make today's API the one that `breaking` compares with
+	cd proto && $(PROTO_TOOL) buf build -o certmill.binpb
+
+bench: deps ## time per step and CPU per certificate
+	$(GO) test -run '^$$' -bench . -benchtime 1s -p 1 ./...
+
+fuzz: ## every fuzz target for FUZZTIME (default 30s)
+	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$pkg/*_test.go | cut -c6-); do \
+	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-30s} $$pkg; done; done
+
+clean: ## remove bin/ and the data of `certmill dev`
+	rm -rf bin
+	@if [ -d .certmill ]; then deploy/remove-data.sh .certmill; fi
