@@ -141,7 +141,8 @@ func RemedyFor(err error) Remedy {
 	}{
 		{errWrongSignature, Fatal}, {errLastPINTry, Fatal}, {errPINLocked, Fatal},
 		{errNoToken, Reinitialise},
-		{errHung, TakeOut}, {errModuleDead, TakeOut}, {errKeyMissing, TakeOut}, {errLoginBusy, TakeOut},
+		{errKeyMissing, Find}, // private keys are not to be seen after a logout
+		{errHung, TakeOut}, {errModuleDead, TakeOut}, {errLoginBusy, TakeOut},
 		{context.Canceled, Refuse}, {context.DeadlineExceeded, Refuse}, {ErrClosed, Refuse}, {errRefused, Refuse},
 	} {
 		if errors.Is(err, own.err) {
