@@ -31,7 +31,8 @@ var Remedies = []Remedy{Retry, Find, LogIn, Reopen, TakeOut, Reinitialise, Refus
 var (
 	errKeyMissing     = errors.New("the token does not hold the key")
 	errNoToken        = errors.New("the token is not there")
-	errLoginBusy      = errors.New("another login to the token has not come back")
+	errSetupBusy      = errors.New("a login or a search for keys has not come back")
+	errAmbiguous      = errors.New("several keys match")
 	errWrongSignature = errors.New("the token made a wrong signature")
 	errLastPINTry     = errors.New("the token has one try of the PIN left; log in by hand to restore the others")
 	errPINLocked      = errors.New("the token's PIN is locked")
@@ -142,7 +143,8 @@ func RemedyFor(err error) Remedy {
 		{errWrongSignature, Fatal}, {errLastPINTry, Fatal}, {errPINLocked, Fatal},
 		{errNoToken, Reinitialise},
 		{errKeyMissing, Find}, // private keys are not to be seen after a logout
-		{errHung, TakeOut}, {errModuleDead, TakeOut}, {errLoginBusy, TakeOut},
+		{errAmbiguous, Find},  // SoftHSM shows a session copy in the making as a stored key
+		{errHung, TakeOut}, {errModuleDead, TakeOut}, {errSetupBusy, TakeOut},
 		{context.Canceled, Refuse}, {context.DeadlineExceeded, Refuse}, {ErrClosed, Refuse}, {errRefused, Refuse},
 	} {
 		if errors.Is(err, own.err) {

@@ -62,7 +62,7 @@ func (t *Token) findOne(s *session, class uint, want URI) (pkcs11.ObjectHandle, 
 	case 0:
 		return 0, errKeyMissing
 	default:
-		return 0, fmt.Errorf("%w: several keys match %s; name one by its id", errRefused, want)
+		return 0, fmt.Errorf("%w: %s; name one by its id", errAmbiguous, want)
 	}
 }
 
@@ -159,17 +159,18 @@ func (k *Key) handle(s *session) (pkcs11.ObjectHandle, error) {
 	if h, ok := s.objects[k]; ok {
 		return h, nil
 	}
-	h, err := k.token.findOne(s, pkcs11.CKO_PRIVATE_KEY, k.uri)
-	if err != nil {
-		return 0, err
-	}
-	if k.token.cfg.SessionKeys && !k.noCopy.Load() {
-		if h, err = k.copyInto(s, h); err != nil {
-			return 0, err
+	// Alone, since SoftHSM shows a session copy in the making as a stored key.
+	err := k.token.alone(func() error {
+		h, err := k.token.findOne(s, pkcs11.CKO_PRIVATE_KEY, k.uri)
+		if err == nil && k.token.cfg.SessionKeys && !k.noCopy.Load() {
+			h, err = k.copyInto(s, h)
 		}
-	}
-	s.objects[k] = h
-	return h, nil
+		if err == nil {
+			s.objects[k] = h
+		}
+		return err
+	})
+	return s.objects[k], err
 }
 
 // copyInto makes a copy of the key that lives as long as the session. It returns the

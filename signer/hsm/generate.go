@@ -114,7 +114,7 @@ func (t *Token) unused(s *session, spec KeySpec) error {
 			switch {
 			case errors.Is(err, errKeyMissing):
 				return false, nil
-			case errors.Is(err, errRefused): // there are several
+			case errors.Is(err, errAmbiguous):
 				return true, nil
 			default:
 				return true, err

@@ -83,7 +83,13 @@ func (t *Token) bind(ctx context.Context, want URI, public crypto.PublicKey) (*K
 		return nil, err
 	}
 	return runOn(ctx, t, s, t.cfg.OpenTimeout, func(s *session) (*Key, error) {
-		k, err := try(t, s, nil, func(s *session) (*Key, error) { return t.findKey(s, want, public) })
+		k, err := try(t, s, nil, func(s *session) (k *Key, err error) {
+			err = t.alone(func() error {
+				k, err = t.findKey(s, want, public)
+				return err
+			})
+			return k, err
+		})
 		if err != nil {
 			return nil, err
 		}

@@ -124,27 +124,34 @@ func (t *Token) login(s *session) error {
 	if in, err := t.loggedIn(s); in || err != nil {
 		return err
 	}
-	// The holder of the lock may hang inside C_Login, so the wait for it is bounded,
-	// and shorter than this call's own.
+	return t.alone(func() error {
+		if err := t.failure(); err != nil {
+			return err
+		}
+		if in, err := t.loggedIn(s); in || err != nil {
+			return err
+		}
+		err := t.loginNow(s)
+		if err != nil && RemedyFor(err) == Fatal {
+			t.fail(err)
+		}
+		return err
+	})
+}
+
+// alone runs fn while no other session logs in, finds or copies keys. A caller that
+// hangs inside may never come out, so the wait for it is bounded, and shorter than
+// this call's own.
+func (t *Token) alone(fn func() error) error {
 	timer := time.NewTimer(t.cfg.CallTimeout / 2)
 	defer timer.Stop()
 	select {
-	case t.loginLock <- struct{}{}:
-		defer func() { <-t.loginLock }()
+	case t.setup <- struct{}{}:
+		defer func() { <-t.setup }()
+		return fn()
 	case <-timer.C:
-		return errLoginBusy
+		return errSetupBusy
 	}
-	if err := t.failure(); err != nil {
-		return err
-	}
-	if in, err := t.loggedIn(s); in || err != nil {
-		return err
-	}
-	err := t.loginNow(s)
-	if err != nil && RemedyFor(err) == Fatal {
-		t.fail(err)
-	}
-	return err
 }
 
 func (t *Token) loggedIn(s *session) (bool, error) {

@@ -49,7 +49,7 @@ type Token struct {
 	closing    chan struct{} // closed by Close
 	closeOnce  sync.Once
 	needsLogin atomic.Bool
-	loginLock  chan struct{}
+	setup      chan struct{} // held by alone
 	logins     atomic.Uint64 // successful C_Login calls; object handles do not outlive one
 	abandoned  atomic.Int64  // calls given up that have not come back
 	lostSlots  atomic.Int64  // places of the pool lost to calls beyond MaxAbandoned
@@ -114,7 +114,7 @@ func newToken(ctx context.Context, s settings, deps Deps) (*Token, error) {
 	t := &Token{
 		cfg: s, tracer: deps.Tracer, module: m,
 		free: make(chan *session, s.Sessions), closing: make(chan struct{}), stuck: make(chan struct{}),
-		loginLock: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		setup: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		keys: make(map[string]*Key), since: time.Now(), stop: func() {},
 	}
 	t.log = deps.Log.With("token", t.name())
