@@ -120,10 +120,10 @@ func settle[P any, N comparable](p *Profile, k *kind[P], asked []N, id string, p
 	if id == "" {
 		return nil, problem.Forbidden("caller", "identity_required", "profile %s takes names from the caller's identity, and this credential proves none", p.Name)
 	}
-	text := k.template.expand(id)
+	text, ok := k.template.expand(id)
 	own, err := parse(text)
-	if err != nil {
-		return nil, problem.Forbidden("caller", "identity_kind", "the caller's identity gives %.253q, which is no %s name", text, k.name)
+	if err != nil || !ok {
+		return nil, problem.Forbidden("caller", "identity_kind", "the caller's identity %.253q makes no %s name", id, k.name)
 	}
 	if k.Others == OthersRefuse && slices.ContainsFunc(asked, func(n N) bool { return n != own }) {
 		return nil, problem.Forbidden(namesField, k.name+"_not_identity", "profile %s gives the %s name %.253q of the caller's identity and no other", p.Name, k.name, text)

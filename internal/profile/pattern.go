@@ -18,7 +18,21 @@ type glob []part
 
 type part struct {
 	kind    partKind
+	first   bool // the pattern starts with it
 	literal string
+}
+
+// plainWord: letters, digits, "-", "_" and ".", but no dot segment.
+func plainWord(s string) bool {
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c|0x20 < 'a' || c|0x20 > 'z' {
+			if (c < '0' || c > '9') && c != '-' && c != '_' && c != '.' {
+				return false
+			}
+		}
+	}
+	return s != "" && s != "." && s != ".."
 }
 
 type partKind uint8
@@ -44,7 +58,7 @@ func compileGlob(pattern string) (glob, error) {
 		case rest[0] == '*':
 			g, rest = append(g, part{kind: star}), rest[1:]
 		case strings.HasPrefix(rest, identityVariable):
-			g, rest = append(g, part{kind: identity}), rest[len(identityVariable):]
+			g, rest = append(g, part{kind: identity, first: len(g) == 0}), rest[len(identityVariable):]
 		case rest[0] == '{' || rest[0] == '}':
 			return nil, fmt.Errorf("pattern %q: the only variable is %s", pattern, identityVariable)
 		default:
@@ -76,8 +90,12 @@ func (g glob) bounded(pattern string) error {
 	return nil
 }
 
-// match reports whether the whole of s fits. An empty identity never fits.
-func (g glob) match(s, id string) bool {
+// match reports whether the whole of s fits. An empty identity never fits, and one that
+// is not a plain word fits only where the pattern starts with it: a namespace called
+// "a/sa/b" must not pass for another's workload.
+func (g glob) match(s, id string) bool { return g.fits(s, id, plainWord(id)) }
+
+func (g glob) fits(s, id string, plain bool) bool {
 	for i, p := range g {
 		switch p.kind {
 		case literal, identity:
@@ -86,24 +104,24 @@ func (g glob) match(s, id string) bool {
 				text = id
 			}
 			rest, ok := strings.CutPrefix(s, text)
-			if !ok || text == "" {
+			if !ok || text == "" || p.kind == identity && !p.first && !plain {
 				return false
 			}
 			s = rest
 		default:
-			return g[i+1:].matchTail(s, id, p.kind == star)
+			return g[i+1:].fitsTail(s, id, plain, p.kind == star)
 		}
 	}
 	return s == ""
 }
 
-// matchTail matches what follows a star, which takes as little as it can.
-func (g glob) matchTail(s, id string, oneSegment bool) bool {
+// fitsTail matches what follows a star, which takes as little as it can.
+func (g glob) fitsTail(s, id string, plain, oneSegment bool) bool {
 	if len(g) == 0 {
 		return !oneSegment || !strings.ContainsAny(s, delimiters)
 	}
 	for i := 0; ; i++ {
-		if g.match(s[i:], id) {
+		if g.fits(s[i:], id, plain) {
 			return true
 		}
 		if i == len(s) || oneSegment && strings.IndexByte(delimiters, s[i]) >= 0 {
@@ -112,20 +130,24 @@ func (g glob) matchTail(s, id string, oneSegment bool) bool {
 	}
 }
 
-// expand returns the text with the variable filled in; stars have no text.
-func (g glob) expand(id string) string {
+// expand returns the text with the variable filled in, under match's rule for
+// identities; stars have no text.
+func (g glob) expand(id string) (text string, ok bool) {
 	if len(g) == 1 && g[0].kind == identity {
-		return id
+		return id, true
 	}
 	var b strings.Builder
 	for _, p := range g {
 		if p.kind == identity {
+			if !p.first && !plainWord(id) {
+				return "", false
+			}
 			b.WriteString(id)
 		} else {
 			b.WriteString(p.literal)
 		}
 	}
-	return b.String()
+	return b.String(), true
 }
 
 // compileURI is compileGlob for URIs: a "**" before the path would let a name choose

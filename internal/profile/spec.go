@@ -126,7 +126,8 @@ const (
 // NameRule is the rule for one kind of name.
 type NameRule struct {
 	// Allow lists the patterns, of which one must fit each name. {caller.identity}
-	// stands for what the caller proves to be, character by character.
+	// stands for what the caller proves to be, character by character; where a pattern
+	// does not start with it, it fits only if it is letters, digits, ".", "-" and "_".
 	Allow []string `yaml:"allow" json:"allow"`
 	// Source is csr (default): the names are those asked for; or identity: there is one
 	// name, Template, and the CSR need not ask for it.

@@ -1,0 +1,198 @@
+package signer
+
+import (
+	"encoding/asn1"
+
+	"golang.org/x/crypto/cryptobyte"
+	der "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/certmill/certmill/internal/profile"
+)
+
+// The extensions of RFC 5280 section 4.2, RFC 9608 (noRevAvail) and the access methods.
+var (
+	oidSubjectKeyID     = asn1.ObjectIdentifier{2, 5, 29, 14}
+	oidKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 15}
+	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
+	oidBasicConstraints = asn1.ObjectIdentifier{2, 5, 29, 19}
+	oidCRLDistribution  = asn1.ObjectIdentifier{2, 5, 29, 31}
+	oidPolicies         = asn1.ObjectIdentifier{2, 5, 29, 32}
+	oidAuthorityKeyID   = asn1.ObjectIdentifier{2, 5, 29, 35}
+	oidExtKeyUsage      = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidNoRevAvail       = asn1.ObjectIdentifier{2, 5, 29, 56}
+	oidAuthorityInfo    = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 1}
+	oidOCSP             = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 1}
+	oidCAIssuers        = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 48, 2}
+)
+
+var (
+	tagKeyID = der.Tag(0).ContextSpecific() // AuthorityKeyIdentifier.keyIdentifier
+	tagEmail = der.Tag(1).ContextSpecific() // GeneralName.rfc822Name
+	tagDNS   = der.Tag(2).ContextSpecific() // GeneralName.dNSName
+	tagURI   = der.Tag(6).ContextSpecific() // GeneralName.uniformResourceIdentifier
+	tagIP    = der.Tag(7).ContextSpecific() // GeneralName.iPAddress
+)
+
+// addExtension adds one Extension, whose content value writes.
+func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical bool, value cryptobyte.BuilderContinuation) {
+	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(oid)
+		if critical {
+			b.AddASN1Boolean(true)
+		}
+		b.AddASN1(der.OCTET_STRING, value)
+	})
+}
+
+// fixedExtensions returns the extensions that are the same in every certificate of an
+// issuer and a profile: all but the subject's key identifier and names.
+func fixedExtensions(authorityKeyID []byte, p *profile.Profile) ([]byte, error) {
+	b := cryptobyte.NewBuilder(nil)
+	addExtension(b, oidKeyUsage, true, func(b *cryptobyte.Builder) { addNamedBits(b, p.KeyUsageBits()) })
+	if oids := p.ExtKeyUsageOIDs(); len(oids) > 0 {
+		addExtension(b, oidExtKeyUsage, false, func(b *cryptobyte.Builder) {
+			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+				for _, oid := range oids {
+					b.AddASN1ObjectIdentifier(oid)
+				}
+			})
+		})
+	}
+	// cA is FALSE by DEFAULT, which DER leaves out.
+	addExtension(b, oidBasicConstraints, true, func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(*cryptobyte.Builder) {})
+	})
+	addExtension(b, oidAuthorityKeyID, false, func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1(tagKeyID, func(b *cryptobyte.Builder) { b.AddBytes(authorityKeyID) })
+		})
+	})
+	addAuthorityInfo(b, p)
+	addRevocation(b, p)
+	addPolicies(b, p)
+	for i := range p.ExtraExtensions {
+		if err := addExtra(b, &p.ExtraExtensions[i]); err != nil {
+			return nil, err
+		}
+	}
+	return b.Bytes()
+}
+
+// addNamedBits adds a BIT STRING of named bits, whose trailing zero bits DER leaves out
+// (X.690 section 11.2.2). bits ascend.
+func addNamedBits(b *cryptobyte.Builder, bits []int) {
+	last := bits[len(bits)-1]
+	octets := make([]byte, last/8+1)
+	for _, n := range bits {
+		octets[n/8] |= 0x80 >> (n % 8)
+	}
+	b.AddASN1(der.BIT_STRING, func(b *cryptobyte.Builder) {
+		b.AddUint8(uint8(7 - last%8))
+		b.AddBytes(octets)
+	})
+}
+
+func addAuthorityInfo(b *cryptobyte.Builder, p *profile.Profile) {
+	ocsp, issuers := p.Revocation.OCSPURL, p.IssuersURL
+	if ocsp == "" && issuers == "" {
+		return
+	}
+	addExtension(b, oidAuthorityInfo, false, func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+			addAccess(b, oidOCSP, ocsp)
+			addAccess(b, oidCAIssuers, issuers)
+		})
+	})
+}
+
+func addAccess(b *cryptobyte.Builder, method asn1.ObjectIdentifier, url string) {
+	if url == "" {
+		return
+	}
+	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(method)
+		addString(b, tagURI, url)
+	})
+}
+
+// addRevocation adds the CRL distribution point, or says that there is no revocation
+// information to be had (RFC 9608 section 2).
+func addRevocation(b *cryptobyte.Builder, p *profile.Profile) {
+	if p.Revocation.Mode == profile.RevocationNone {
+		addExtension(b, oidNoRevAvail, false, func(b *cryptobyte.Builder) { b.AddASN1NULL() })
+	}
+	if p.Revocation.CRLURL == "" {
+		return
+	}
+	explicit := der.Tag(0).ContextSpecific().Constructed()
+	addExtension(b, oidCRLDistribution, false, func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { // CRLDistributionPoints
+			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { // DistributionPoint
+				b.AddASN1(explicit, func(b *cryptobyte.Builder) { // distributionPoint
+					b.AddASN1(explicit, func(b *cryptobyte.Builder) { // fullName
+						addString(b, tagURI, p.Revocation.CRLURL)
+					})
+				})
+			})
+		})
+	})
+}
+
+func addPolicies(b *cryptobyte.Builder, p *profile.Profile) {
+	if len(p.Policies) == 0 {
+		return
+	}
+	addExtension(b, oidPolicies, false, func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+			for _, dotted := range p.Policies {
+				oid, err := profile.ParseOID(dotted)
+				if err != nil {
+					b.SetError(err)
+					return
+				}
+				b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(oid) })
+			}
+		})
+	})
+}
+
+func addExtra(b *cryptobyte.Builder, e *profile.Extension) error {
+	oid, err := profile.ParseOID(e.OID)
+	if err != nil {
+		return err
+	}
+	value, err := e.DER()
+	if err != nil {
+		return err
+	}
+	addExtension(b, oid, e.Critical, func(b *cryptobyte.Builder) { b.AddBytes(value) })
+	return nil
+}
+
+func addString(b *cryptobyte.Builder, tag der.Tag, s string) {
+	b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(s)) })
+}
+
+// addNames adds the subject alternative names (RFC 5280 section 4.2.1.6). They are
+// critical where the subject is empty.
+func addNames(b *cryptobyte.Builder, r *profile.Request) {
+	if len(r.DNSNames)+len(r.IPAddresses)+len(r.URIs)+len(r.Emails) == 0 {
+		return
+	}
+	addExtension(b, oidSubjectAltName, r.CommonName == "", func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+			for _, name := range r.DNSNames {
+				addString(b, tagDNS, name)
+			}
+			for _, ip := range r.IPAddresses {
+				b.AddASN1(tagIP, func(b *cryptobyte.Builder) { b.AddBytes(ip.AsSlice()) })
+			}
+			for _, uri := range r.URIs {
+				addString(b, tagURI, uri)
+			}
+			for _, email := range r.Emails {
+				addString(b, tagEmail, email)
+			}
+		})
+	})
+}

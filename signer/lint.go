@@ -1,0 +1,207 @@
+package signer
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	_ "embed" // for the sample keys
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	zx509 "github.com/zmap/zcrypto/x509"
+	"github.com/zmap/zlint/v3"
+	"github.com/zmap/zlint/v3/lint"
+
+	"github.com/certmill/certmill/internal/csr"
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/serial"
+)
+
+// Certificates are linted before the HSM signs them, when a bad one can still be
+// stopped: a throw-away key signs the very bytes of the TBSCertificate that the
+// issuer's key is to sign, and zlint reads the result. No lint looks at whether the
+// signature verifies; all that differs is its value. Boulder, whose idea this is, has
+// to compare a fake issuer with the real one, since crypto/x509 builds its certificate
+// twice; here there is one TBSCertificate.
+
+// A linter holds the lints that apply to a profile. Filtering zlint's registry is slow,
+// so it is done once. Safe for concurrent use.
+type linter struct {
+	registry lint.Registry
+}
+
+func newLinter(p *profile.Profile) (*linter, error) {
+	global := lint.GlobalRegistry()
+	var sources lint.SourceList
+	for _, name := range p.Lint.Sources {
+		source := lint.LintSource(name)
+		if !slices.Contains(global.Sources(), source) {
+			return nil, fmt.Errorf("lint.sources: %q is not one of zlint's %q", name, global.Sources())
+		}
+		sources = append(sources, source)
+	}
+	for _, name := range p.Lint.Ignore {
+		if global.CertificateLints().ByName(name) == nil {
+			return nil, fmt.Errorf("lint.ignore: zlint has no lint %q", name)
+		}
+	}
+	l := new(linter)
+	if len(sources) == 0 {
+		return l, nil // an empty list, written as such, switches linting off
+	}
+	var err error
+	l.registry, err = global.Filter(lint.FilterOptions{IncludeSources: sources, ExcludeNames: p.Lint.Ignore})
+	return l, err
+}
+
+// check lints the certificate that a TBSCertificate is to become. A lint of status
+// error or fatal is a *problem.Error.
+func (l *linter) check(s *scheme, t *template, tbs []byte) error {
+	if l.registry == nil {
+		return nil
+	}
+	der, err := throwAwaySign(s, t, tbs)
+	if err != nil {
+		return fmt.Errorf("lint: %w", err)
+	}
+	cert, err := zx509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("lint: the certificate cannot be read back: %w", err)
+	}
+	return l.verdict(zlint.LintCertificateEx(cert, l.registry))
+}
+
+func (l *linter) verdict(result *zlint.ResultSet) error {
+	if !result.ErrorsPresent && !result.FatalsPresent {
+		return nil
+	}
+	var failed []string
+	for name, r := range result.Results {
+		if r.Status < lint.Error {
+			continue
+		}
+		if r.Details != "" {
+			name += " (" + r.Details + ")"
+		}
+		failed = append(failed, name)
+	}
+	slices.Sort(failed)
+	return problem.Rejected("certificate", "lint", "the certificate would break %s", strings.Join(failed, ", "))
+}
+
+// lintSamples lints a sample certificate of the profile with each of its key types.
+func (t *template) lintSamples(p *Preparer) error {
+	var errs []error
+	for _, kind := range t.profile.KeyTypes {
+		if err := t.lintSample(p, kind); err != nil {
+			errs = append(errs, fmt.Errorf("profile %s with a key of type %s: %w", t.profile.Name, kind, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *template) lintSample(p *Preparer, kind csr.KeyType) error {
+	r := t.profile.Sample()
+	keys, err := sampleKeys()
+	if err != nil {
+		return err
+	}
+	r.SPKI = keys[kind]
+	// Not p.validity: a profile is no worse for an issuer that is about to end.
+	now := p.now().UTC().Truncate(1e9)
+	v := validity{notBefore: now.Add(-t.profile.Lifetime.Backdate.D()), notAfter: now.Add(t.profile.Lifetime.Max.D())}
+	number, err := serial.New(rand.Reader, math.MaxUint32, v.notBefore, v.notAfter)
+	if err != nil {
+		return err
+	}
+	tbs, err := t.tbs(r, number, v)
+	if err != nil {
+		return err
+	}
+	return t.lint.check(p.scheme, t, tbs)
+}
+
+// samplePEM holds one public key of each type, whose private keys nobody has: making
+// RSA keys at every start would take seconds.
+//
+//go:embed samplekeys.pem
+var samplePEM []byte
+
+var sampleKeys = sync.OnceValues(func() (map[csr.KeyType][]byte, error) {
+	keys := make(map[csr.KeyType][]byte)
+	for rest := samplePEM; ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return keys, nil
+		}
+		_, kind, err := csr.ParseKey(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("sample keys: %w", err)
+		}
+		keys[kind] = block.Bytes
+	}
+})
+
+// The throw-away keys, one of each kind that issuers have, made when first needed.
+var (
+	throwAwayP256 = sync.OnceValues(func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) })
+	throwAwayP384 = sync.OnceValues(func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P384(), rand.Reader) })
+	throwAwayRSA  = sync.OnceValues(func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) })
+	throwAwayEd   = sync.OnceValues(func() (crypto.Signer, error) {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		return key, err
+	})
+)
+
+func throwAwaySign(s *scheme, t *template, tbs []byte) ([]byte, error) {
+	generate := throwAwayP256
+	switch s.algorithm {
+	case x509.ECDSAWithSHA384:
+		generate = throwAwayP384
+	case x509.SHA256WithRSA, x509.SHA256WithRSAPSS:
+		generate = throwAwayRSA
+	case x509.PureEd25519:
+		generate = throwAwayEd
+	}
+	key, err := generate()
+	if err != nil {
+		return nil, err
+	}
+	signature, err := key.Sign(rand.Reader, s.digest(tbs), s.options)
+	if err != nil {
+		return nil, err
+	}
+	return t.assemble(tbs, signature)
+}
+
+// A sampler picks an even share of calls: with 0.25 every fourth. Safe for concurrent use.
+type sampler struct {
+	share float64
+	calls *atomic.Uint64
+}
+
+func newSampler(share float64) (sampler, error) {
+	if !(share >= 0 && share <= 1) {
+		return sampler{}, fmt.Errorf("the share of certificates to lint, %v, is not within 0 and 1", share)
+	}
+	return sampler{share: share, calls: new(atomic.Uint64)}, nil
+}
+
+func (s sampler) next() bool {
+	if s.share == 0 {
+		return false
+	}
+	n := s.calls.Add(1)
+	return math.Floor(float64(n)*s.share) > math.Floor(float64(n-1)*s.share)
+}
