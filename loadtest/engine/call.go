@@ -1,0 +1,56 @@
+// Package engine sends requests when they are due and measures what comes of them.
+//
+// The open loop takes its moments from a schedule and counts latency from the
+// moment a request was due, whether or not it could be sent then; so a server that
+// stalls is charged for every request that had to wait, not only for the one that
+// it stalled (the "coordinated omission" of closed loops). The closed loop keeps a
+// number of callers busy and is for finding out what a service can do at most.
+package engine
+
+import (
+	"context"
+	"time"
+)
+
+// Call is one request that is due.
+type Call struct {
+	// Seq counts the calls from 0.
+	Seq int64
+	// Due is when it should be sent; latency counts from here.
+	Due time.Time
+	// Deadline is when its caller gives up.
+	Deadline time.Time
+}
+
+// Phase is a part of a request's time as the server states it (Server-Timing).
+type Phase struct {
+	Name     string
+	Duration time.Duration
+}
+
+// Outcome is what came of one call. A call may stand for several units, as a batch
+// of certificates does.
+type Outcome struct {
+	// OK and Failed count units.
+	OK, Failed int
+	// Kind classifies the failure, a word from a small set; Detail is for people.
+	Kind, Detail string
+	// Late says that the units failed by taking too long (a timeout), so that their
+	// time belongs into the latency: a server must not look fast by not answering.
+	Late bool
+	// Phases is where the time went, if the server said so.
+	Phases []Phase
+}
+
+// Kinds of failure that the engine itself gives.
+const (
+	// KindUnsent: the call's deadline passed before it could be sent, since every
+	// caller was still waiting for an answer.
+	KindUnsent = "unsent"
+	// KindTimeout: no answer came before the deadline.
+	KindTimeout = "timeout"
+)
+
+// Op does one call. It returns soon after the call's deadline or the end of ctx. It
+// is called from many goroutines.
+type Op func(ctx context.Context, call Call) Outcome
