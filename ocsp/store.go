@@ -1,0 +1,258 @@
+package ocsp
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/internal/serial"
+)
+
+//go:embed put.lua
+var putSource string
+
+//go:embed drop.lua
+var dropSource string
+
+var (
+	putScript  = redis.NewScript(putSource)
+	dropScript = redis.NewScript(dropSource)
+)
+
+// Store is the answers in Redis. Presigners write it, responders read it. It is safe
+// for concurrent use; every call ends with its context, and an error is Redis's.
+type Store struct {
+	client redis.UniversalClient
+	keys   keys
+}
+
+// OpenStore reads the files that cfg names and prepares a client; a server is dialled
+// at the first call. namespace is the first part of every key.
+func OpenStore(cfg config.Redis, namespace string) (*Store, error) {
+	client, err := connect(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Store{client: client, keys: newKeys(namespace)}, nil
+}
+
+// Close closes the connections.
+func (s *Store) Close() error { return s.client.Close() }
+
+// Client gives the connection to the presigner's leases and to tests.
+func (s *Store) Client() redis.UniversalClient { return s.client }
+
+// LeasesKey names the hash in which presigners share out their work.
+func (s *Store) LeasesKey() string { return s.keys.leases }
+
+// Written says what became of a record that was put.
+type Written int8
+
+// The outcomes of Put.
+const (
+	// RevokedStands: the record was good, and a revoked one stands.
+	RevokedStands Written = -1
+	// Superseded: an equal or later record stands.
+	Superseded Written = 0
+	// Refreshed: written, with the status as before.
+	Refreshed Written = 1
+	// Changed: written, the first of its serial or the first that is revoked.
+	Changed Written = 2
+)
+
+// Item is one record on its way to Redis.
+type Item struct {
+	Serial serial.Number
+	Record string // encoded
+	// Written is filled in by Put.
+	Written Written
+}
+
+// Put writes items unless better records stand, each by itself, and fills in their
+// Written. After an error some may have been written; all may be put again.
+func (s *Store) Put(ctx context.Context, items []Item) error {
+	if len(items) == 0 {
+		return nil
+	}
+	run := func() ([]*redis.Cmd, error) {
+		pipe := s.client.Pipeline()
+		replies := make([]*redis.Cmd, len(items))
+		for i := range items {
+			n := items[i].Serial
+			replies[i] = putScript.EvalSha(ctx, pipe, []string{s.keys.shardKey(ShardOf(n))}, fieldOf(n), items[i].Record)
+		}
+		_, err := pipe.Exec(ctx)
+		return replies, err
+	}
+	replies, err := run()
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		if err := s.loadScripts(ctx); err != nil {
+			return err
+		}
+		replies, err = run()
+	}
+	if err != nil {
+		return fmt.Errorf("writing %d records to Redis: %w", len(items), err)
+	}
+	for i, reply := range replies {
+		v, err := reply.Int()
+		if err != nil {
+			return fmt.Errorf("writing the record of %s to Redis: %w", items[i].Serial, err)
+		}
+		items[i].Written = Written(v)
+	}
+	return nil
+}
+
+// loadScripts makes the scripts known to every server.
+func (s *Store) loadScripts(ctx context.Context) error {
+	err := s.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+		return errors.Join(putScript.Load(ctx, c).Err(), dropScript.Load(ctx, c).Err())
+	})
+	if err != nil {
+		return fmt.Errorf("loading scripts into Redis: %w", err)
+	}
+	return nil
+}
+
+// eachMaster calls fn for every server that holds a part of the keys.
+func (s *Store) eachMaster(ctx context.Context, fn func(context.Context, *redis.Client) error) error {
+	switch c := s.client.(type) {
+	case *redis.ClusterClient:
+		return c.ForEachMaster(ctx, fn)
+	case *redis.Client:
+		return fn(ctx, c)
+	default:
+		return fmt.Errorf("a Redis client of type %T", c)
+	}
+}
+
+// Get reads encoded records; what is missing is "".
+func (s *Store) Get(ctx context.Context, serials []serial.Number) ([]string, error) {
+	out := make([]string, len(serials))
+	if len(serials) == 0 {
+		return out, nil
+	}
+	pipe := s.client.Pipeline()
+	replies := make([]*redis.StringCmd, len(serials))
+	for i, n := range serials {
+		replies[i] = pipe.HGet(ctx, s.keys.shardKey(ShardOf(n)), fieldOf(n))
+	}
+	if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return nil, fmt.Errorf("reading %d records from Redis: %w", len(serials), err)
+	}
+	for i, reply := range replies {
+		v, err := reply.Result()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return nil, fmt.Errorf("reading the record of %s from Redis: %w", serials[i], err)
+		}
+		out[i] = v
+	}
+	return out, nil
+}
+
+// Shard reads all records of one shard, encoded, by serial. Fields that are no
+// serials of ours are left out.
+func (s *Store) Shard(ctx context.Context, shard uint16) (map[serial.Number]string, error) {
+	fields, err := s.client.HGetAll(ctx, s.keys.shardKey(shard)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("reading shard %04x from Redis: %w", shard, err)
+	}
+	out := make(map[serial.Number]string, len(fields))
+	for field, record := range fields {
+		if n, err := serialOf(shard, field); err == nil {
+			out[n] = record
+		}
+	}
+	return out, nil
+}
+
+// Drop removes a record if it is still the one given, and reports whether it was.
+func (s *Store) Drop(ctx context.Context, n serial.Number, record string) (bool, error) {
+	removed, err := dropScript.Run(ctx, s.client, []string{s.keys.shardKey(ShardOf(n))}, fieldOf(n), record).Int()
+	if err != nil {
+		return false, fmt.Errorf("removing the record of %s from Redis: %w", n, err)
+	}
+	return removed == 1, nil
+}
+
+// Health is what one look at the servers shows; a change of it tells that records may
+// be lost.
+type Health struct {
+	// Servers maps each server that holds keys to its run id, which a restart or a
+	// failover changes.
+	Servers map[string]string
+	// Keys counts all keys of all servers.
+	Keys int64
+	// UsedBytes is the memory of all servers.
+	UsedBytes int64
+}
+
+// Health asks every server that holds keys.
+func (s *Store) Health(ctx context.Context) (Health, error) {
+	type one struct {
+		addr, run  string
+		keys, used int64
+	}
+	// ForEachMaster runs its calls side by side.
+	found := make(chan one, 1024)
+	err := s.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+		info, err := c.InfoMap(ctx, "server", "memory").Result()
+		if err != nil {
+			return err
+		}
+		n, err := c.DBSize(ctx).Result()
+		if err != nil {
+			return err
+		}
+		used, _ := strconv.ParseInt(info["Memory"]["used_memory"], 10, 64)
+		found <- one{c.Options().Addr, info["Server"]["run_id"], n, used}
+		return nil
+	})
+	close(found)
+	h := Health{Servers: map[string]string{}}
+	for o := range found {
+		h.Servers[o.addr] = o.run
+		h.Keys += o.keys
+		h.UsedBytes += o.used
+	}
+	if err != nil {
+		return h, fmt.Errorf("asking Redis how it is: %w", err)
+	}
+	return h, nil
+}
+
+// Compact asks the servers to keep shards in their compact form, and reports whether
+// they do. Servers whose configuration may not be changed are left as they are.
+func (s *Store) Compact(ctx context.Context) (bool, error) {
+	compact := true
+	err := s.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
+		const key, want = "hash-max-listpack-value", 256
+		got, err := c.ConfigGet(ctx, key).Result()
+		if err != nil {
+			compact = false
+			return nil //nolint:nilerr // CONFIG is not for everyone; the answer is "no"
+		}
+		if v, err := strconv.Atoi(got[key]); err == nil && v >= want {
+			return nil
+		}
+		if c.ConfigSet(ctx, key, strconv.Itoa(want)).Err() != nil {
+			compact = false
+		}
+		return nil
+	})
+	return compact, err
+}
+
+// Ping reports whether Redis answers.
+func (s *Store) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return s.client.Ping(ctx).Err()
+}
