@@ -64,6 +64,19 @@ type Entry struct {
 	ReuseUntil time.Time
 }
 
+// Found is what stands under a RequestKey.
+type Found struct {
+	Certificate Certificate
+	CSR         [sha256.Size]byte
+}
+
+// Result is the fate of one Entry of a batch: an Outcome, or an error that is this
+// entry's alone.
+type Result struct {
+	Outcome
+	Err error
+}
+
 // Outcome is what the ledger made of an Entry. Where Duplicate is true an earlier
 // request with the same key and the same CSR had made the certificate given here,
 // and the entry's own certificate must be thrown away.
@@ -116,6 +129,27 @@ type Revocation struct {
 	RevokedBy string
 	Comment   string
 	NotAfter  time.Time
+	// Services are the certificate's RevocationOCSP and RevocationCRL: who is to be told.
+	Services uint8
+	// Sequence orders revocations as they were committed, without a later one ever
+	// appearing before an earlier one: it is the cursor of Revocations.
+	Sequence int64
+}
+
+// Filter selects certificates for List. Empty fields do not filter.
+type Filter struct {
+	// Name is one subject alternative name with its kind, "dns:a.example".
+	Name          string
+	Owner         string
+	Caller        string
+	ExpiresAfter  time.Time // notAfter > ExpiresAfter
+	ExpiresBefore time.Time // notAfter < ExpiresBefore
+}
+
+// Listed is a certificate of a list, with its revocation where there is one.
+type Listed struct {
+	Certificate
+	Revoked *Revocation
 }
 
 // Status is what an OCSP responder or a CRL says of a certificate.
@@ -145,6 +179,9 @@ type Order struct {
 	ID         string // UUID
 	Caller     string
 	RequestKey RequestKey
+	CSR        [sha256.Size]byte // SHA-256 of the CSR in DER; the key with another CSR is a Conflict
+	// ReuseUntil is how long the key stands for this order; zero means MaxReuse.
+	ReuseUntil time.Time
 	RequestID  string // as the caller gave it
 	// Request is the encoded queue message (certmill.queue.v1.SignRequest).
 	Request []byte

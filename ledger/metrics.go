@@ -1,0 +1,30 @@
+package ledger
+
+import (
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// metrics are the ledger's own; a Committer has more.
+type metrics struct {
+	retries *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer, l *Ledger) *metrics {
+	f := promauto.With(r)
+	for name, p := range map[string]*pgxpool.Pool{"read": l.read, "write": l.write} {
+		labels := prometheus.Labels{"pool": name}
+		f.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "certmill_ledger_connections_in_use", Help: "Sessions that run a statement.", ConstLabels: labels,
+		}, func() float64 { return float64(p.Stat().AcquiredConns()) })
+		f.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "certmill_ledger_connections_limit", Help: "Bound of the pool.", ConstLabels: labels,
+		}, func() float64 { return float64(p.Stat().MaxConns()) })
+	}
+	return &metrics{
+		retries: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "certmill_ledger_retries_total", Help: "Statements and transactions run again, by cause: conflict (40001 and the like) or ambiguous (a connection was lost).",
+		}, []string{"cause"}),
+	}
+}

@@ -1,0 +1,153 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/certmill/certmill/internal/problem"
+)
+
+// SQLSTATE codes that the ledger acts on.
+const (
+	codeUniqueViolation  = "23505"
+	codeUndefinedTable   = "42P01"
+	codeSerialization    = "40001"
+	codeDeadlock         = "40P01"
+	codeAmbiguous        = "40003" // CockroachDB: it may have committed
+	codeLockNotAvailable = "55P03"
+	codeReadOnly         = "25006" // the server has become a standby
+)
+
+// The pauses between two runs of a statement.
+const (
+	firstPause   = time.Millisecond
+	longestPause = 250 * time.Millisecond
+)
+
+// cause is why a statement failed, as far as the ledger treats it differently. It
+// is also a metric label.
+type cause string
+
+const (
+	causeConflict  cause = "conflict"  // nothing was done; at once again
+	causeAmbiguous cause = "ambiguous" // perhaps done, perhaps not; again
+	causeData      cause = "data"      // a row is at fault, not the database
+	causeDefect    cause = "defect"    // the statement is at fault
+	causeEnded     cause = "ended"     // the caller's context
+)
+
+// causeOf sorts an error of pgx by its SQLSTATE class. What does not come from the
+// server is a connection that was refused, cut or late: nobody knows whether the
+// statement has run, so what is run again must find its own traces.
+func causeOf(ctx context.Context, err error) cause {
+	if ctx.Err() != nil {
+		return causeEnded
+	}
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return causeAmbiguous
+	}
+	switch pgErr.Code {
+	case codeSerialization, codeDeadlock, codeLockNotAvailable:
+		return causeConflict
+	case codeAmbiguous, codeReadOnly:
+		return causeAmbiguous
+	}
+	switch pgErr.Code[:2] {
+	case "08", "53", "57", "58": // connection, resources, operator and timeouts, system
+		return causeAmbiguous
+	case "22", "23", "54": // data, integrity, limits
+		return causeData
+	default:
+		return causeDefect
+	}
+}
+
+func (c cause) retryable() bool { return c == causeConflict || c == causeAmbiguous }
+
+// retry runs do until it succeeds, fails for good, or its time is over. do must be
+// safe to run again after it has had its effect.
+//
+// crdbpgxv5.ExecuteTx is not used: it takes RELEASE SAVEPOINT for the commit and
+// drops the error of COMMIT itself, which on PostgreSQL is where a SERIALIZABLE
+// transaction learns that it has failed; and a savepoint there keeps the snapshot
+// that made it fail. A whole new transaction is right on both.
+func (l *Ledger) retry(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	for pause := firstPause; ; pause = min(2*pause, longestPause) {
+		err := do(ctx)
+		if err == nil || isProblem(err) {
+			return err
+		}
+		c := causeOf(ctx, err)
+		if !c.retryable() {
+			return failed(c, err)
+		}
+		l.metrics.retries.WithLabelValues(string(c)).Inc()
+		if !sleep(ctx, pause) {
+			return failed(causeEnded, err)
+		}
+	}
+}
+
+// failed gives an error of the database its kind.
+func failed(c cause, err error) error {
+	switch c {
+	case causeData, causeDefect:
+		return err // Internal
+	default:
+		return problem.Down("ledger", time.Second, err)
+	}
+}
+
+func isProblem(err error) bool {
+	_, ok := errors.AsType[*problem.Error](err)
+	return ok
+}
+
+// sleep waits for half to all of d, so that those who collided do not meet again.
+// It reports false when ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d/2 + rand.N(d/2+1))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// inTx runs fn in a transaction, as often as retry finds necessary. fn has no effect
+// outside the database, wraps errors with %w, and finds what a lost first run of
+// itself has committed.
+func (l *Ledger) inTx(ctx context.Context, opts pgx.TxOptions, fn func(context.Context, pgx.Tx) error) error {
+	return l.retry(ctx, func(ctx context.Context) error {
+		return pgx.BeginTxFunc(ctx, l.write, opts, func(tx pgx.Tx) error { return fn(ctx, tx) })
+	})
+}
+
+// query runs a reading statement and gives each row to scan. scan is called again
+// from the first row when the statement is repeated: reset is called before.
+func (l *Ledger) query(ctx context.Context, reset func(), scan func(pgx.Rows) error, sql string, args ...any) error {
+	return l.retry(ctx, func(ctx context.Context) error {
+		reset()
+		rows, err := l.read.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if err := scan(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+}
