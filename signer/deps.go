@@ -1,0 +1,116 @@
+package signer
+
+import (
+	"context"
+	"crypto"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/signer/hsm"
+)
+
+// Deps are what a role takes from its process. Every field may be nil.
+type Deps struct {
+	Log      *slog.Logger
+	Registry prometheus.Registerer
+	Tracer   trace.Tracer
+	Now      func() time.Time
+}
+
+func (d Deps) withDefaults() Deps {
+	if d.Log == nil {
+		d.Log = slog.New(slog.DiscardHandler)
+	}
+	if d.Registry == nil {
+		d.Registry = prometheus.NewRegistry()
+	}
+	if d.Tracer == nil {
+		d.Tracer = noop.NewTracerProvider().Tracer("")
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	return d
+}
+
+// Ledger is what the signer asks of the ledger. *ledger.Ledger is the one for
+// production; all methods are safe for concurrent use and return problems.
+type Ledger interface {
+	// Issuers returns every generation of every issuer.
+	Issuers(ctx context.Context) ([]ledger.Issuer, error)
+	// StartEpoch commits an epoch row and returns its number, which no other start has.
+	StartEpoch(ctx context.Context, e ledger.Epoch) (uint32, error)
+	// ReportSignatures records how many signatures an epoch has made so far.
+	ReportSignatures(ctx context.Context, epoch uint32, signatures int64, final bool) error
+	// Lookup returns what stands under the keys; those without a certificate are absent.
+	Lookup(ctx context.Context, keys []ledger.RequestKey) (map[ledger.RequestKey]ledger.Found, error)
+	// FailOrder ends an order that has no certificate.
+	FailOrder(ctx context.Context, id string, failure []byte) error
+	// Ping returns nil when the ledger can be written to.
+	Ping(ctx context.Context) error
+}
+
+// Committer commits one certificate, grouped with others. After a nil error the
+// outcome is durable; a Conflict says that the key stands for another CSR; after an
+// Unavailable it is not known whether the certificate is in the ledger.
+type Committer interface {
+	Commit(ctx context.Context, e ledger.Entry) (ledger.Outcome, error)
+}
+
+// Token is what the signer asks of an HSM token; *hsm.Token, wrapped, is the one for
+// production.
+type Token interface {
+	// Serial names the token in epoch rows.
+	Serial() string
+	// Sessions is how many signatures it makes at once.
+	Sessions() int
+	// Ready reports whether it is worth asking for a signature now.
+	Ready() bool
+	// Stuck is closed when only a new process can use the token again.
+	Stuck() <-chan struct{}
+	// Condemn takes the token out of service for good: it signed wrongly.
+	Condemn(reason error)
+	// Key finds a key by its RFC 7512 URI.
+	Key(ctx context.Context, uri string) (Key, error)
+	// Close waits for calls that are inside the token, within ctx.
+	Close(ctx context.Context) error
+}
+
+// Key signs with a key in a token.
+type Key interface {
+	ContextSigner
+	Public() crypto.PublicKey
+}
+
+// hsmToken makes a Token of an *hsm.Token.
+type hsmToken struct{ *hsm.Token }
+
+func (t hsmToken) Serial() string { return t.Info().Serial }
+func (t hsmToken) Sessions() int  { return t.Info().Sessions }
+func (t hsmToken) Ready() bool    { return t.State().Condition == hsm.Ready }
+
+func (t hsmToken) Key(ctx context.Context, uri string) (Key, error) { return t.Token.Key(ctx, uri) }
+
+// preparer turns requests into one-shot certificates; *Preparer is the one for
+// production.
+type preparer interface {
+	prepare(r *profile.Request, epoch uint32) (prepared, error)
+}
+
+// prepared is signed once at most; the signature is verified.
+type prepared interface {
+	Sign(ctx context.Context, s ContextSigner) (ledger.Certificate, error)
+}
+
+// templates makes a preparer of a *Preparer.
+type templates struct{ *Preparer }
+
+func (t templates) prepare(r *profile.Request, epoch uint32) (prepared, error) {
+	return t.Prepare(r, epoch)
+}

@@ -1,0 +1,67 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/certmill/certmill/internal/problem"
+)
+
+// A gate keeps the signer from taking work while the ledger does not answer: what
+// would be signed then could not be released.
+type gate struct {
+	shut atomic.Bool
+	book Ledger
+	log  *slog.Logger
+	wake chan struct{}
+}
+
+func newGate(book Ledger, log *slog.Logger) *gate {
+	return &gate{book: book, log: log, wake: make(chan struct{}, 1)}
+}
+
+func (g *gate) isOpen() bool { return !g.shut.Load() }
+
+// note closes the gate when err says that the ledger is away.
+func (g *gate) note(err error) {
+	if err == nil || problem.KindOf(err) != problem.Unavailable || errors.Is(err, context.Canceled) {
+		return
+	}
+	if g.shut.CompareAndSwap(false, true) {
+		g.log.Warn("no work is taken until the ledger answers again", "error", err)
+		select {
+		case g.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// keep opens the gate when the ledger answers, until ctx ends.
+func (g *gate) keep(ctx context.Context) error {
+	const every = 250 * time.Millisecond
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.wake:
+		}
+		for g.shut.Load() {
+			pingCtx, cancel := context.WithTimeout(ctx, 2*time.Second)
+			err := g.book.Ping(pingCtx)
+			cancel()
+			if err == nil {
+				g.shut.Store(false)
+				g.log.Info("the ledger answers again")
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(every):
+			}
+		}
+	}
+}

@@ -1,0 +1,167 @@
+package signer
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/ledger"
+)
+
+// refresh makes the lines those of the ledger's active issuers: new generations are
+// begun before the old ones are ended.
+func (s *Signer) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	issuers, err := s.book.Issuers(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the issuers: %w", err)
+	}
+	trouble := map[string]error{}
+	for _, name := range s.cfg.Issuers {
+		if !slices.ContainsFunc(issuers, func(i ledger.Issuer) bool { return i.Name == name && active(i) }) {
+			trouble[name] = errors.New("the ledger has no active generation of it")
+		}
+	}
+	keep := map[int32]bool{}
+	for _, i := range issuers {
+		if !active(i) || !s.wanted(i.Name) {
+			continue
+		}
+		keep[i.ID] = true
+		if err := s.ensureLine(ctx, i); err != nil {
+			// An issuer whose key is elsewhere is no trouble unless it was asked for.
+			if len(s.cfg.Issuers) > 0 || problem.KindOf(err) != problem.NotFound {
+				trouble[i.Name] = err
+				s.log.Warn("an issuer is not served", "issuer", i.Name, "generation", i.ID, "error", err)
+			}
+		}
+	}
+	s.mu.Lock()
+	s.trouble = trouble
+	s.mu.Unlock()
+	s.retire(keep, trouble)
+	return nil
+}
+
+func active(i ledger.Issuer) bool { return i.State == "active" }
+
+func (s *Signer) wanted(name string) bool {
+	return len(s.cfg.Issuers) == 0 || slices.Contains(s.cfg.Issuers, name)
+}
+
+// ensureLine begins the issuer's line, or gives it the tokens that have come since.
+func (s *Signer) ensureLine(ctx context.Context, issuer ledger.Issuer) error {
+	s.mu.Lock()
+	l := s.lines[issuer.ID]
+	s.mu.Unlock()
+	if l != nil {
+		if len(l.allSeats()) == len(s.openTokens()) {
+			return nil
+		}
+		cert, err := x509.ParseCertificate(issuer.DER)
+		if err != nil {
+			return fmt.Errorf("parsing the certificate of issuer %s: %w", issuer.Name, err)
+		}
+		return l.findSeats(ctx, cert)
+	}
+	l, err := s.newLine(ctx, issuer)
+	if err != nil {
+		return err
+	}
+	if err := l.open(ctx); err != nil {
+		l.reportFinal(ctx)
+		return err
+	}
+	// The line ends by stop, not with the refresh.
+	lineCtx, stop := context.WithCancel(s.work)
+	l.stop = stop
+	s.mu.Lock()
+	s.lines[issuer.ID] = l
+	s.mu.Unlock()
+	go l.run(lineCtx)
+	return nil
+}
+
+// retire ends the lines of generations that are not active any more. While a name is
+// in trouble its old generation goes on.
+func (s *Signer) retire(keep map[int32]bool, trouble map[string]error) {
+	for _, l := range s.allLines() {
+		if keep[l.issuer.ID] || trouble[l.issuer.Name] != nil {
+			continue
+		}
+		l.log.Info("the issuer's generation is not active any more")
+		s.endLine(l)
+	}
+}
+
+// endLine stops a line, waits for its requests and reports its epochs as final.
+func (s *Signer) endLine(l *line) {
+	l.stop()
+	<-l.done
+	l.work.Wait()
+	s.mu.Lock()
+	delete(s.lines, l.issuer.ID)
+	s.mu.Unlock()
+	s.within(s.work, l.reportFinal)
+}
+
+// stopLines stops all pulls at once, then waits for the requests. After
+// ShutdownTimeout it ends their context, which ends them too.
+func (s *Signer) stopLines(cancelWork context.CancelFunc) {
+	lines := s.allLines()
+	for _, l := range lines {
+		l.stop()
+	}
+	limit := time.AfterFunc(s.cfg.ShutdownTimeout, func() {
+		s.log.Warn("shutdown takes too long; requests are given up", "in_flight", s.inFlight.Load())
+		cancelWork()
+	})
+	defer limit.Stop()
+	var wait sync.WaitGroup
+	for _, l := range lines {
+		wait.Go(func() {
+			<-l.done
+			l.work.Wait()
+		})
+	}
+	wait.Wait()
+}
+
+// reportEpochs writes the numbers of signatures made at intervals, until ctx ends.
+func (s *Signer) reportEpochs(ctx context.Context) error {
+	tick := time.NewTicker(s.cfg.EpochReportInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for _, l := range s.allLines() {
+				l.report(ctx, false)
+			}
+		}
+	}
+}
+
+// reportFinal reports the epochs of all lines as final.
+func (s *Signer) reportFinal(ctx context.Context) {
+	for _, l := range s.allLines() {
+		l.reportFinal(ctx)
+	}
+}
+
+func (l *line) reportFinal(ctx context.Context) { l.report(ctx, true) }
+
+func (l *line) report(ctx context.Context, final bool) {
+	for _, seat := range l.allSeats() {
+		if err := seat.report(ctx, l.s.book, final); err != nil {
+			l.log.Warn("an epoch's signatures could not be reported", "epoch", seat.epoch, "made", seat.made.Load(), "error", err)
+		}
+	}
+}

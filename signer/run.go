@@ -1,0 +1,258 @@
+package signer
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/signer/hsm"
+)
+
+// Run opens what the signer needs, writes the epochs and serves until ctx ends. Then
+// it stops pulling, finishes what it holds, writes the replies and the final number
+// of signatures, closes everything and returns nil. It returns an error when it
+// cannot start, or when a token is stuck so that only a new process can use it.
+func (s *Signer) Run(ctx context.Context) error {
+	book, err := ledger.Open(ctx, s.cfg.Ledger, ledger.Deps{Log: s.log, Registry: s.deps.Registry, Tracer: s.tracer, Now: s.deps.Now})
+	if err != nil {
+		return fmt.Errorf("opening the ledger: %w", err)
+	}
+	defer book.Close()
+	committer, err := ledger.NewCommitter(book, s.cfg.Committer, ledger.Deps{Log: s.log, Registry: s.deps.Registry, Tracer: s.tracer, Now: s.deps.Now})
+	if err != nil {
+		return fmt.Errorf("making the committer: %w", err)
+	}
+	commitCtx, endCommits := context.WithCancel(context.WithoutCancel(ctx))
+	committed := make(chan error, 1)
+	go func() { committed <- committer.Run(commitCtx) }()
+	defer func() {
+		endCommits()
+		<-committed
+	}()
+
+	profiles, err := profile.LoadDir(s.cfg.ProfilesDir)
+	if err != nil {
+		return fmt.Errorf("loading the profiles: %w", err)
+	}
+	conn, err := queue.Connect(s.cfg.NATS, "certmill-signer-"+s.cfg.Name, s.log)
+	if err != nil {
+		return err
+	}
+	defer s.within(context.WithoutCancel(ctx), conn.Close)
+
+	tokens, retry, err := s.openConfigured(ctx)
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, parts{book: book, committer: committer, conn: conn, profiles: profiles, newPreparer: s.compiler(profiles)}, tokens, retry)
+}
+
+func (s *Signer) compiler(profiles *profile.Set) func(ledger.Issuer, crypto.PublicKey) (preparer, error) {
+	return func(issuer ledger.Issuer, public crypto.PublicKey) (preparer, error) {
+		p, err := NewPreparer(PreparerConfig{Issuer: issuer, Public: public, Profiles: profiles, LintShare: s.cfg.LintShare, Now: s.deps.Now})
+		if err != nil {
+			return nil, err
+		}
+		return templates{p}, nil
+	}
+}
+
+// openConfigured opens the tokens. One that cannot be opened is left to the refresh,
+// as long as another can; but a refused PIN is never tried again, lest the token lock.
+func (s *Signer) openConfigured(ctx context.Context) (open []Token, retry []hsm.Config, err error) {
+	var errs []error
+	for i, cfg := range s.cfg.Tokens {
+		t, err := s.openToken(ctx, cfg)
+		if err == nil {
+			open = append(open, t)
+			continue
+		}
+		errs = append(errs, fmt.Errorf("tokens[%d]: %w", i, err))
+		s.log.Error("a token could not be opened", "token", i, "error", err)
+		if problem.KindOf(err) == problem.Unavailable {
+			retry = append(retry, cfg)
+		}
+	}
+	if len(open) == 0 {
+		return nil, nil, errors.Join(errs...)
+	}
+	return open, retry, nil
+}
+
+func (s *Signer) openToken(ctx context.Context, cfg hsm.Config) (Token, error) {
+	t, err := hsm.Open(ctx, cfg, hsm.Deps{Log: s.log, Registry: s.deps.Registry, Tracer: s.tracer})
+	if err != nil {
+		return nil, err
+	}
+	return hsmToken{t}, nil
+}
+
+// unsampled is the parent of requests that no caller traces: without it every one of
+// them would begin a trace of its own.
+var unsampled = trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{15: 1}, SpanID: trace.SpanID{7: 1}, Remote: true})
+
+// serve runs on opened parts. It closes the tokens.
+func (s *Signer) serve(ctx context.Context, p parts, tokens []Token, retry []hsm.Config) error {
+	s.parts = p
+	s.gate.book = p.book
+	work, cancelWork := context.WithCancel(trace.ContextWithRemoteSpanContext(context.WithoutCancel(ctx), unsampled))
+	defer cancelWork()
+	s.work = work
+	s.mu.Lock()
+	s.tokens = tokens
+	s.mu.Unlock()
+
+	background, stopBackground := context.WithCancel(work)
+	g, gctx := errgroup.WithContext(ctx)
+	var keep sync.WaitGroup
+	for _, fn := range []func(context.Context) error{s.showProgress, s.gate.keep, s.reportEpochs} {
+		keep.Go(func() { _ = fn(background) }) // they end with their context, without an error
+	}
+	g.Go(func() error { return s.serveIssuers(gctx, retry) })
+	g.Go(func() error { return s.watchConnection(gctx) })
+	err := g.Wait() // ctx has ended, or a token is stuck
+
+	s.serving.Store(false)
+	s.stopLines(cancelWork)
+	stopBackground()
+	keep.Wait()
+	s.writing.Wait()
+	s.within(context.WithoutCancel(ctx), s.reportFinal)
+	s.within(context.WithoutCancel(ctx), s.closeTokens)
+	return err
+}
+
+// within gives fn as long as a part of the shutdown may take.
+func (s *Signer) within(ctx context.Context, fn func(context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.ShutdownTimeout)
+	defer cancel()
+	fn(ctx)
+}
+
+// serveIssuers settles the streams, then keeps the lines as the ledger's issuers are,
+// until ctx ends or a token is stuck.
+func (s *Signer) serveIssuers(ctx context.Context, retry []hsm.Config) error {
+	tick := time.NewTicker(s.cfg.IssuerRefresh)
+	defer tick.Stop()
+	settled := false
+	for {
+		if !settled {
+			settled = s.settle(ctx) == nil
+		}
+		if settled {
+			retry = s.reopen(ctx, retry)
+			if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
+				s.log.Warn("the issuers could not be refreshed", "error", err)
+			}
+			s.serving.Store(ctx.Err() == nil)
+			s.sweepReplies()
+		}
+		if t := s.stuckToken(ctx, tick.C); t != nil {
+			return fmt.Errorf("token %s is stuck; a new process must take its place", t.Serial())
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// stuckToken waits for the next tick or the end of ctx; it returns a token that got
+// stuck before.
+func (s *Signer) stuckToken(ctx context.Context, tick <-chan time.Time) Token {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stuck := make(chan Token, 1)
+	var wait sync.WaitGroup
+	for _, t := range s.openTokens() {
+		wait.Go(func() {
+			select {
+			case <-t.Stuck():
+				select {
+				case stuck <- t:
+				default:
+				}
+			case <-ctx.Done():
+			}
+		})
+	}
+	defer wait.Wait()
+	defer cancel()
+	select {
+	case t := <-stuck:
+		return t
+	case <-tick:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// settle waits for the connection and makes the streams.
+func (s *Signer) settle(ctx context.Context) error {
+	if err := s.conn.Wait(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err := queue.EnsureStreams(ctx, s.conn.JetStream, s.conn.Settings)
+	if err != nil {
+		s.log.Warn("the queue's streams cannot be made yet", "error", err)
+	}
+	return err
+}
+
+// reopen tries the tokens that could not be opened, and returns those that still cannot.
+func (s *Signer) reopen(ctx context.Context, retry []hsm.Config) (left []hsm.Config) {
+	for _, cfg := range retry {
+		t, err := s.openToken(ctx, cfg)
+		switch {
+		case err == nil:
+			s.mu.Lock()
+			s.tokens = append(s.tokens[:len(s.tokens):len(s.tokens)], t)
+			s.mu.Unlock()
+		case problem.KindOf(err) == problem.Unavailable:
+			left = append(left, cfg)
+		default:
+			s.log.Error("a token could not be opened and is not tried again", "error", err)
+		}
+	}
+	return left
+}
+
+// watchConnection tells the lines of every new connection: their pulls went with the
+// old one.
+func (s *Signer) watchConnection(ctx context.Context) error {
+	up := s.conn.NATS.StatusChanged(nats.CONNECTED)
+	defer s.conn.NATS.RemoveStatusListener(up)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-up:
+			for _, l := range s.allLines() {
+				select {
+				case l.again <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}
+}
+
+func (s *Signer) closeTokens(ctx context.Context) {
+	for _, t := range s.openTokens() {
+		if err := t.Close(ctx); err != nil {
+			s.log.Warn("a token could not be closed", "token", t.Serial(), "error", err)
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package signer
+
+import (
+	"context"
+	"crypto"
+	"fmt"
+	"io"
+	"sync/atomic"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/ledger"
+)
+
+// A seat is an issuer's key in one token, with the epoch under which it signs: what
+// comes out of it is attributable to one start of one signer on one token.
+type seat struct {
+	key   Key
+	token Token
+	epoch uint32
+
+	load     atomic.Int64 // requests that are signing or wait to
+	made     atomic.Int64 // signatures
+	reported int64        // the epoch reporter's own
+}
+
+// takeSeat finds the key and writes the epoch row; only then may it sign.
+func takeSeat(ctx context.Context, book Ledger, name string, issuer ledger.Issuer, public crypto.PublicKey, t Token) (*seat, error) {
+	key, err := t.Key(ctx, issuer.KeyURI)
+	if err != nil {
+		return nil, fmt.Errorf("finding the key of issuer %s in token %s: %w", issuer.Name, t.Serial(), err)
+	}
+	if p, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !p.Equal(public) {
+		return nil, problem.New(problem.Internal, "the key of issuer %s in token %s is not the one in its certificate", issuer.Name, t.Serial())
+	}
+	epoch, err := book.StartEpoch(ctx, ledger.Epoch{Signer: name, Issuer: issuer.ID, Token: t.Serial()})
+	if err != nil {
+		return nil, fmt.Errorf("starting an epoch for issuer %s: %w", issuer.Name, err)
+	}
+	return &seat{key: key, token: t, epoch: epoch}, nil
+}
+
+// Public returns the issuer's key.
+func (s *seat) Public() crypto.PublicKey { return s.key.Public() }
+
+// Sign signs without a bound of time of its own (crypto.Signer).
+func (s *seat) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.SignContext(context.Background(), digest, opts)
+}
+
+// SignContext signs and counts the signature for the epoch, whatever becomes of it.
+func (s *seat) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sig, err := s.key.SignContext(ctx, digest, opts)
+	if err == nil {
+		s.made.Add(1)
+	}
+	return sig, err
+}
+
+// report writes the number of signatures into the ledger when it has changed, or when
+// it is final.
+func (s *seat) report(ctx context.Context, book Ledger, final bool) error {
+	n := s.made.Load()
+	if n == s.reported && !final {
+		return nil
+	}
+	if err := book.ReportSignatures(ctx, s.epoch, n, final); err != nil {
+		return fmt.Errorf("reporting the signatures of epoch %d: %w", s.epoch, err)
+	}
+	s.reported = n
+	return nil
+}

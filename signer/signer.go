@@ -1,0 +1,139 @@
+package signer
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/ledger"
+)
+
+// Signer takes requests from the queue, signs them in an HSM, commits the
+// certificates to the ledger and then releases them. It is safe for concurrent use.
+//
+//	pull ─► delivery ─► serve, one goroutine a request ─► prepare ─► HSM session ─► group commit
+//	acknowledgement ◄─ reply, one message for what is ready ◄──────────────────────────┘
+type Signer struct {
+	cfg     Config
+	deps    Deps
+	log     *slog.Logger
+	tracer  trace.Tracer
+	now     func() time.Time
+	metrics *metrics
+
+	// Set by Run before anything is served.
+	parts
+	gate     *gate
+	work     context.Context // the requests'; ends when shutdown takes too long
+	inFlight atomic.Int64
+	serving  atomic.Bool
+	writing  sync.WaitGroup // replies and events
+
+	mu         sync.Mutex // guards all below
+	lines      map[int32]*line
+	tokens     []Token
+	outboxes   map[string]*batcher[outcome]
+	deliveries map[*delivery]struct{}
+	trouble    map[string]error // why an issuer is not served
+}
+
+// parts are what a Signer works with, opened by open.
+type parts struct {
+	book      Ledger
+	committer Committer
+	conn      *queue.Conn
+	profiles  *profile.Set
+	// newPreparer compiles the profiles of an issuer.
+	newPreparer func(issuer ledger.Issuer, public crypto.PublicKey) (preparer, error)
+}
+
+// New makes a Signer; Run brings it to life.
+func New(cfg Config, deps Deps) (*Signer, error) {
+	if cfg.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("signer: name is empty and the host has none: %w", err)
+		}
+		cfg.Name = host
+	}
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("signer: %w", err)
+	}
+	return newSigner(cfg, deps), nil
+}
+
+func newSigner(cfg Config, deps Deps) *Signer {
+	deps = deps.withDefaults()
+	s := &Signer{
+		cfg: cfg, deps: deps, log: deps.Log, tracer: deps.Tracer, now: deps.Now,
+		gate: newGate(nil, deps.Log), lines: map[int32]*line{}, outboxes: map[string]*batcher[outcome]{},
+		deliveries: map[*delivery]struct{}{}, trouble: map[string]error{},
+	}
+	s.metrics = newMetrics(deps.Registry, s)
+	return s
+}
+
+// Ready returns nil while the signer can sign for every issuer that it is to serve.
+func (s *Signer) Ready() error {
+	if !s.serving.Load() {
+		return problem.Down("signer", time.Second, nil)
+	}
+	if err := s.conn.Ready(); err != nil {
+		return err
+	}
+	if !s.gate.isOpen() {
+		return problem.Down("ledger", time.Second, nil)
+	}
+	lines := s.allLines()
+	var errs []error
+	if len(lines) == 0 {
+		errs = append(errs, errors.New("no issuer is served"))
+	}
+	for _, l := range lines {
+		errs = append(errs, l.ready())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, err := range s.trouble {
+		errs = append(errs, fmt.Errorf("issuer %s: %w", name, err))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return problem.Down("signer", time.Second, err)
+	}
+	return nil
+}
+
+func (s *Signer) allLines() []*line {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*line, 0, len(s.lines))
+	for _, l := range s.lines {
+		all = append(all, l)
+	}
+	return all
+}
+
+func (s *Signer) openTokens() []Token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tokens
+}
+
+// profileLabel returns name if it is a profile's, for metrics: label sets are closed.
+func (s *Signer) profileLabel(name string) string {
+	if _, err := s.profiles.Get(name); err != nil {
+		return "unknown"
+	}
+	return name
+}

@@ -1,0 +1,257 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/ledger"
+	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
+)
+
+// serveKnown asks the ledger once for all requests of a message that may have their
+// certificate already, and sets the others to work.
+func (l *line) serveKnown(d *delivery) {
+	defer l.work.Done()
+	var keys []ledger.RequestKey
+	for _, r := range d.batch.Requests {
+		if mayBeKnown(d, r) {
+			keys = append(keys, ledger.RequestKey(r.RequestKey))
+		}
+	}
+	var found map[ledger.RequestKey]ledger.Found
+	var err error
+	if len(keys) > 0 {
+		l.s.metrics.lookups.Add(float64(len(keys)))
+		found, err = l.s.book.Lookup(d.ctx, keys)
+		l.s.gate.note(err)
+	}
+	for _, r := range d.batch.Requests {
+		if !mayBeKnown(d, r) {
+			go l.serve(d, r)
+			continue
+		}
+		f, known := found[ledger.RequestKey(r.RequestKey)]
+		switch {
+		case err != nil:
+			// Without the ledger a signature would be made for nothing.
+			l.conclude(d, r, nil, fmt.Errorf("looking for an earlier certificate: %w", err))
+		case known && f.CSR != [queue.DigestSize]byte(r.CsrSha256):
+			l.conclude(d, r, nil, errOtherCSR)
+		case known:
+			l.conclude(d, r, l.result(r, f.Certificate, true), nil)
+		default:
+			go l.serve(d, r)
+		}
+	}
+}
+
+var errOtherCSR = &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "same_csr",
+	Detail: "this request id was used with another CSR; a new CSR needs a new request id"}
+
+func mayBeKnown(d *delivery, r *queuev1.SignRequest) bool {
+	return (d.tries > 1 || r.GetSeen()) && queue.CheckRequest(r, d.line.issuer.Name) == nil
+}
+
+// conclude ends a request that needed no signature.
+func (l *line) conclude(d *delivery, r *queuev1.SignRequest, res *queuev1.SignResult, err error) {
+	defer l.work.Done()
+	l.signed()
+	l.finish(d, r, res, err)
+}
+
+// serve brings one request from the queue into the ledger.
+func (l *line) serve(d *delivery, r *queuev1.SignRequest) {
+	defer l.work.Done()
+	w := walk{line: l, d: d, r: r}
+	res, err := w.run()
+	l.finish(d, r, res, err)
+}
+
+// A walk is one request on its way through the signer.
+type walk struct {
+	line   *line
+	d      *delivery
+	r      *queuev1.SignRequest
+	signed bool
+
+	prepareTime, signTime, commitTime time.Duration
+}
+
+// run contains a panic: the request that made it fails, the others go on.
+func (w *walk) run() (res *queuev1.SignResult, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			w.line.s.metrics.poison.Inc()
+			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+		w.leaveSign()
+	}()
+	return w.issue()
+}
+
+// leaveSign makes room for the next request: this one needs no session any more.
+func (w *walk) leaveSign() {
+	if !w.signed {
+		w.signed = true
+		w.line.signed()
+	}
+}
+
+func (w *walk) issue() (*queuev1.SignResult, error) {
+	l, r := w.line, w.r
+	start := time.Now()
+	wait := max(0, start.Sub(w.d.queued))
+	l.s.metrics.queueWait.Observe(wait.Seconds())
+
+	// Step 1: shape, and whether anybody still waits.
+	if err := queue.CheckRequest(r, l.issuer.Name); err != nil {
+		return nil, err
+	}
+	if err := w.timely(start); err != nil {
+		return nil, err
+	}
+	ctx, traced := queue.WithTraceParent(w.d.ctx, r.Traceparent)
+	if traced {
+		_, span := l.s.tracer.Start(ctx, "queue.wait", trace.WithTimestamp(w.d.queued))
+		span.End()
+	}
+	request, err := profile.FromQueue(r)
+	if err != nil {
+		return nil, err
+	}
+
+	// Steps 2 and 3: prepare by the profile and sign. A token that fails is not the
+	// request's fault: one more try, on another token if there is one.
+	cert, err := w.prepareAndSign(ctx, traced, request)
+	if err != nil {
+		return nil, err
+	}
+	w.leaveSign()
+
+	// Step 4: commit. The signature is made, so this does not end with the caller's
+	// deadline: a retry must find the certificate.
+	out, err := w.commit(ctx, cert)
+	if err != nil {
+		return nil, err
+	}
+	if !out.Duplicate {
+		l.s.announce(l, out.Certificate)
+	}
+	res := l.result(r, out.Certificate, out.Duplicate)
+	res.QueueUs, res.PrepareUs = micros(wait), micros(w.prepareTime)
+	res.SignUs, res.CommitUs = micros(w.signTime), micros(w.commitTime)
+	return res, nil
+}
+
+// timely fails when what is left of the request's deadline is not worth a signature.
+func (w *walk) timely(now time.Time) error {
+	ms := w.r.DeadlineUnixMs
+	if ms != 0 && now.Add(w.line.s.cfg.DeadlineSlack).UnixMilli() > ms {
+		return errTooLate
+	}
+	return nil
+}
+
+// errTooLate ends a request whose caller has gone or will have before the reply.
+var errTooLate = &problem.Error{Kind: problem.Unavailable, Rule: "deadline",
+	Detail: "the deadline passed before the certificate was signed; repeat the request", RetryAfter: time.Second}
+
+func (w *walk) prepareAndSign(ctx context.Context, traced bool, request *profile.Request) (ledger.Certificate, error) {
+	l := w.line
+	var used *seat
+	for try := 1; ; try++ {
+		s := l.pick(used)
+		if s == nil {
+			return ledger.Certificate{}, problem.Down("hsm", time.Second, nil)
+		}
+		cert, err := w.signOn(ctx, traced, s, request)
+		if err == nil || try == 2 || !tokensFault(err) || w.timely(time.Now()) != nil || ctx.Err() != nil {
+			return cert, err
+		}
+		l.s.metrics.retries.Inc()
+		l.log.Debug("a signature is tried again", "token", s.token.Serial(), "error", err)
+		used = s
+	}
+}
+
+func tokensFault(err error) bool {
+	return problem.KindOf(err) == problem.Unavailable || errors.Is(err, ErrBadSignature)
+}
+
+func (w *walk) signOn(ctx context.Context, traced bool, s *seat, request *profile.Request) (ledger.Certificate, error) {
+	l := w.line
+	s.load.Add(1)
+	defer s.load.Add(-1)
+
+	start := time.Now()
+	p, err := w.prepare(ctx, traced, s, request)
+	prepared := time.Now()
+	w.prepareTime += prepared.Sub(start)
+	l.s.metrics.prepare.Observe(prepared.Sub(start).Seconds())
+	if err != nil {
+		return ledger.Certificate{}, err
+	}
+	cert, err := p.Sign(ctx, s)
+	took := time.Since(prepared)
+	w.signTime += took
+	l.s.metrics.sign.Observe(took.Seconds())
+	if errors.Is(err, ErrBadSignature) {
+		s.token.Condemn(err)
+	}
+	if err != nil {
+		return ledger.Certificate{}, fmt.Errorf("signing in token %s: %w", s.token.Serial(), err)
+	}
+	return cert, nil
+}
+
+func (w *walk) prepare(ctx context.Context, traced bool, s *seat, request *profile.Request) (prepared, error) {
+	if traced {
+		_, span := w.line.s.tracer.Start(ctx, "signer.prepare")
+		defer span.End()
+	}
+	p, err := w.line.prep.prepare(request, s.epoch)
+	if err != nil {
+		if k := problem.KindOf(err); k == problem.Invalid || k == problem.Denied {
+			w.line.s.metrics.refused.Inc()
+		}
+		return nil, fmt.Errorf("preparing the certificate: %w", err)
+	}
+	return p, nil
+}
+
+func (w *walk) commit(ctx context.Context, cert ledger.Certificate) (ledger.Outcome, error) {
+	s := w.line.s
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CommitTimeout)
+	defer cancel()
+	start := time.Now()
+	out, err := s.committer.Commit(ctx, ledger.Entry{
+		Certificate: cert,
+		RequestKey:  ledger.RequestKey(w.r.RequestKey),
+		CSR:         [queue.DigestSize]byte(w.r.CsrSha256),
+		ReuseUntil:  s.now().Add(time.Duration(w.r.ReuseSeconds) * time.Second),
+	})
+	w.commitTime = time.Since(start)
+	s.metrics.commit.Observe(w.commitTime.Seconds())
+	s.gate.note(err)
+	if err != nil {
+		return out, fmt.Errorf("committing certificate %s: %w", cert.Serial, err)
+	}
+	return out, nil
+}
+
+func (l *line) result(r *queuev1.SignRequest, c ledger.Certificate, duplicate bool) *queuev1.SignResult {
+	return &queuev1.SignResult{
+		RequestKey: r.RequestKey, Serial: c.Serial[:], Der: c.DER, Duplicate: duplicate,
+		ProfileVersion: c.ProfileVersion, IssuerId: c.Issuer, CsrSha256: r.CsrSha256,
+	}
+}
+
+func micros(d time.Duration) uint32 { return uint32(min(d.Microseconds(), 1<<32-1)) }
