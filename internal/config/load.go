@@ -29,6 +29,8 @@ type Source struct {
 	Environ []string
 	// Set holds "key=value" from flags, for example "ledger.url=postgres://…".
 	Set []string
+	// Elements are the defaults of structs that stand in lists, one value for a type.
+	Elements []any
 }
 
 // Validator is a configuration that can check itself. Validate joins all its errors
@@ -40,12 +42,16 @@ type Validator interface{ Validate() error }
 func Load[T Validator](defaults T, s Source) (T, error) {
 	cfg := defaults
 	fields := Fields(reflect.ValueOf(&cfg).Elem())
+	elements := map[reflect.Type]reflect.Value{}
+	for _, d := range s.Elements {
+		elements[reflect.TypeOf(d)] = reflect.ValueOf(d)
+	}
 	var errs []error
 	if s.File != "" {
-		errs = append(errs, applyFile(fields, s.File)...)
+		errs = append(errs, applyFile(fields, elements, s.File)...)
 	}
-	errs = append(errs, applyEnvironment(fields, s.Role, s.Environ)...)
-	errs = append(errs, applySet(fields, s.Set)...)
+	errs = append(errs, applyEnvironment(fields, elements, s.Role, s.Environ)...)
+	errs = append(errs, applySet(fields, elements, s.Set)...)
 	if len(errs) == 0 {
 		// Only a configuration that was read as it was meant is worth checking.
 		if err := cfg.Validate(); err != nil {
@@ -58,7 +64,7 @@ func Load[T Validator](defaults T, s Source) (T, error) {
 	return cfg, nil
 }
 
-func applyFile(fields []Field, path string) []error {
+func applyFile(fields []Field, elements map[reflect.Type]reflect.Value, path string) []error {
 	data, err := readBounded(path, maxFile)
 	if err != nil {
 		return []error{err}
@@ -67,58 +73,93 @@ func applyFile(fields []Field, path string) []error {
 	if err != nil {
 		return []error{fmt.Errorf("%s: %s", path, yaml.FormatError(err, false, true))}
 	}
-	var errs []error
+	l := &layer{source: path, elements: elements}
 	for i, doc := range file.Docs {
-		if doc.Body == nil {
-			continue
+		switch {
+		case doc.Body == nil:
+		case i > 0:
+			l.wrong(doc.Body, "a second YAML document is not read: keep one")
+		default:
+			l.mapping(byKey(fields), "", "", doc.Body)
 		}
-		if i > 0 {
-			return append(errs, fmt.Errorf("%s:%d: a second YAML document is not read: keep one", path, line(doc.Body)))
-		}
-		errs = append(errs, applyNode(byKey(fields), path, "", doc.Body)...)
 	}
-	return errs
+	return l.errs
 }
 
-// applyNode lays a mapping over the fields below prefix.
-func applyNode(keys map[string]Field, path, prefix string, node ast.Node) []error {
+// layer lays YAML over configuration fields and gathers what is wrong with it.
+type layer struct {
+	source   string // names the file in errors
+	elements map[reflect.Type]reflect.Value
+	errs     []error
+}
+
+func (l *layer) wrong(node ast.Node, format string, args ...any) {
+	l.errs = append(l.errs, fmt.Errorf("%s:%d: %w", l.source, line(node), fmt.Errorf(format, args...)))
+}
+
+// mapping lays node over the fields whose keys begin with prefix. at is how messages
+// name that prefix.
+func (l *layer) mapping(keys map[string]Field, prefix, at string, node ast.Node) {
 	mapping, ok := node.(*ast.MappingNode)
 	if !ok {
-		if _, null := node.(*ast.NullNode); null {
-			return nil // an empty section changes nothing
+		// An empty section changes nothing.
+		if _, null := node.(*ast.NullNode); !null {
+			l.wrong(node, "%skeys with values are expected here", at)
 		}
-		return []error{fmt.Errorf("%s:%d: %skeys with values are expected here", path, line(node), prefix)}
+		return
 	}
-	var errs []error
 	for _, entry := range mapping.Values {
-		key := prefix + entry.Key.GetToken().Value
-		field, known := keys[key]
+		name := entry.Key.GetToken().Value
+		field, known := keys[prefix+name]
 		switch {
 		case !known:
-			errs = append(errs, fmt.Errorf("%s:%d: unknown key %q%s", path, line(entry.Key), key, suggest(keys, key)))
+			l.wrong(entry.Key, "unknown key %q%s", at+name, suggest(keys, prefix+name))
 		case field.Section:
-			errs = append(errs, applyNode(keys, path, key+".", entry.Value)...)
+			l.mapping(keys, prefix+name+".", at+name+".", entry.Value)
 		default:
-			if err := decode(field, entry.Value); err != nil {
-				errs = append(errs, fmt.Errorf("%s:%d: %s: %w", path, line(entry.Key), key, err))
-			}
+			l.value(field.Value, at+name, entry.Value)
 		}
 	}
-	return errs
 }
 
-func decode(f Field, node ast.Node) error {
-	fresh := reflect.New(f.Value.Type())
-	if err := yaml.NodeToValue(node, fresh.Interface(), yaml.Strict()); err != nil {
-		return errors.New(yaml.FormatError(err, false, false))
+// value decodes node into v. The elements of a list of structs start from their
+// defaults and are as strict as the rest.
+func (l *layer) value(v reflect.Value, at string, node ast.Node) {
+	list, isList := node.(*ast.SequenceNode)
+	if v.Kind() != reflect.Slice || !isSection(v.Type().Elem()) || !isList {
+		fresh := reflect.New(v.Type())
+		if err := yaml.NodeToValue(node, fresh.Interface(), yaml.Strict()); err != nil {
+			l.wrong(node, "%s: %s", at, firstLine(err))
+			return
+		}
+		v.Set(fresh.Elem())
+		return
 	}
-	f.Value.Set(fresh.Elem())
-	return nil
+	elements := reflect.MakeSlice(v.Type(), len(list.Values), len(list.Values))
+	for i, item := range list.Values {
+		element := elements.Index(i)
+		if d, ok := l.elements[element.Type()]; ok {
+			element.Set(d)
+		}
+		l.mapping(byKey(Fields(element)), "", fmt.Sprintf("%s[%d].", at, i), item)
+	}
+	v.Set(elements)
+}
+
+// firstLine leaves out goccy's excerpt of the file: the line's number says enough.
+func firstLine(err error) string {
+	text := yaml.FormatError(err, false, false)
+	// "[2:6] cannot unmarshal …": the position is ours to give.
+	if _, rest, ok := strings.Cut(text, "] "); ok && strings.HasPrefix(text, "[") {
+		text = rest
+	}
+	text, _, _ = strings.Cut(text, "\n")
+	return text
 }
 
 // setText sets a field from one word of the environment or a flag: text as it is, a
 // list with commas or as YAML, everything else as YAML.
-func setText(f Field, text string) error {
+func setText(f Field, elements map[reflect.Type]reflect.Value, text string) error {
 	if f.Section {
 		return errors.New("this is a section: set its keys one by one")
 	}
@@ -140,14 +181,16 @@ func setText(f Field, text string) error {
 	if err != nil || len(file.Docs) != 1 || file.Docs[0].Body == nil {
 		return fmt.Errorf("%q is not a value", text)
 	}
-	return decode(f, file.Docs[0].Body)
+	l := &layer{source: f.Key, elements: elements}
+	l.value(f.Value, f.Key, file.Docs[0].Body)
+	return errors.Join(l.errs...)
 }
 
 // serviceLinks are the variables that Kubernetes makes in every pod for a Service
 // named, say, certmill-gateway: CERTMILL_GATEWAY_SERVICE_HOST and its kin.
 var serviceLinks = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)$`)
 
-func applyEnvironment(fields []Field, role string, environ []string) []error {
+func applyEnvironment(fields []Field, elements map[reflect.Type]reflect.Value, role string, environ []string) []error {
 	prefix := EnvPrefix(role)
 	names := map[string]Field{}
 	for _, f := range fields {
@@ -164,7 +207,7 @@ func applyEnvironment(fields []Field, role string, environ []string) []error {
 		f, known := names[name]
 		switch {
 		case known:
-			if err := setText(f, value); err != nil {
+			if err := setText(f, elements, value); err != nil {
 				errs = append(errs, fmt.Errorf("environment variable %s: %w", name, err))
 			}
 		case !serviceLinks.MatchString(name):
@@ -174,7 +217,7 @@ func applyEnvironment(fields []Field, role string, environ []string) []error {
 	return errs
 }
 
-func applySet(fields []Field, set []string) []error {
+func applySet(fields []Field, elements map[reflect.Type]reflect.Value, set []string) []error {
 	keys := byKey(fields)
 	var errs []error
 	for _, pair := range set {
@@ -186,7 +229,7 @@ func applySet(fields []Field, set []string) []error {
 		case !known:
 			errs = append(errs, fmt.Errorf("--set %s: unknown key %q%s", pair, key, suggest(keys, key)))
 		default:
-			if err := setText(f, value); err != nil {
+			if err := setText(f, elements, value); err != nil {
 				errs = append(errs, fmt.Errorf("--set %s: %w", key, err))
 			}
 		}

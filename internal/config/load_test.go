@@ -23,6 +23,7 @@ type role struct {
 
 type rule struct {
 	Allow string `yaml:"allow"`
+	Deny  string `yaml:"deny"`
 }
 
 func (r role) Validate() error {
@@ -64,10 +65,30 @@ func TestFlagsWinOverEnvironmentOverFileOverDefaults(t *testing.T) {
 	}
 	want := defaults()
 	want.Listen, want.Wait, want.Count, want.Share = "file", 3*time.Second, 2, 0.5
-	want.Names, want.Rules = []string{"a", "b"}, []rule{{"x"}}
+	want.Names, want.Rules = []string{"a", "b"}, []rule{{Allow: "x"}}
 	want.NATS.URL, want.NATS.AckWait = "nats://flag=1", 9*time.Second
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestElementsOfListsStartFromTheirDefaults(t *testing.T) {
+	source := Source{Role: "x", Elements: []any{rule{Allow: "all", Deny: "none"}}}
+	source.File = write(t, "rules:\n  - allow: some\n  - {}\n")
+	got, err := Load(defaults(), source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []rule{{"some", "none"}, {"all", "none"}}; !reflect.DeepEqual(got.Rules, want) {
+		t.Errorf("got %+v, want %+v", got.Rules, want)
+	}
+	source.File, source.Environ = "", []string{"CERTMILL_X_RULES=[{deny: most}]"}
+	if got, err = Load(defaults(), source); err != nil || !reflect.DeepEqual(got.Rules, []rule{{"all", "most"}}) {
+		t.Errorf("from the environment: %+v, %v", got.Rules, err)
+	}
+	source.File, source.Environ = write(t, "rules:\n  - allow: a\n    alow: b\n"), nil
+	if _, err = Load(defaults(), source); err == nil || !strings.Contains(err.Error(), `c.yaml:3: unknown key "rules[0].alow"; did you mean "allow"?`) {
+		t.Errorf("an unknown key: %v", err)
 	}
 }
 
