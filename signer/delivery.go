@@ -24,10 +24,12 @@ type delivery struct {
 	tries  uint64 // times handed out, this one included
 	shown  time.Time
 
-	ctx    context.Context // ends with the batch's latest deadline
-	cancel context.CancelFunc
-	left   atomic.Int32
-	again  atomic.Bool // something in it is to be tried again
+	ctx       context.Context // ends with the batch's latest deadline
+	commitCtx context.Context // ends CommitTimeout later
+	end       context.CancelFunc
+	endCommit context.CancelFunc
+	left      atomic.Int32
+	again     atomic.Bool // something in it is to be tried again
 }
 
 // What a signer says of a message (JetStream's acknowledgement protocol).
@@ -62,7 +64,8 @@ func (d *delivery) done() {
 		return
 	}
 	d.line.s.forget(d)
-	d.cancel()
+	d.end()
+	d.endCommit()
 	if d.again.Load() {
 		d.say(nak(min(time.Duration(d.tries)*time.Second, 10*time.Second)))
 		return

@@ -288,7 +288,9 @@ func (l *line) begin(d *delivery, now time.Time) {
 	n := len(d.batch.Requests)
 	d.left.Store(int32(n))
 	d.shown = now
-	d.ctx, d.cancel = context.WithDeadline(l.s.work, latest(d.batch.Requests, now))
+	deadline := latest(d.batch.Requests, now)
+	d.commitCtx, d.endCommit = context.WithDeadline(l.s.work, deadline.Add(l.s.cfg.CommitTimeout))
+	d.ctx, d.end = context.WithDeadline(d.commitCtx, deadline)
 	l.busy.Add(int64(n))
 	l.s.inFlight.Add(int64(n))
 	l.s.remember(d)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"fmt"
-	"io"
 	"sync/atomic"
 
 	"github.com/certmill/certmill/internal/problem"
@@ -14,7 +13,7 @@ import (
 // A seat is an issuer's key in one token, with the epoch under which it signs: what
 // comes out of it is attributable to one start of one signer on one token.
 type seat struct {
-	key   Key
+	key   ContextSigner // counts in made
 	token Token
 	epoch uint32
 
@@ -36,24 +35,9 @@ func takeSeat(ctx context.Context, book Ledger, name string, issuer ledger.Issue
 	if err != nil {
 		return nil, fmt.Errorf("starting an epoch for issuer %s: %w", issuer.Name, err)
 	}
-	return &seat{key: key, token: t, epoch: epoch}, nil
-}
-
-// Public returns the issuer's key.
-func (s *seat) Public() crypto.PublicKey { return s.key.Public() }
-
-// Sign signs without a bound of time of its own (crypto.Signer).
-func (s *seat) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return s.SignContext(context.Background(), digest, opts)
-}
-
-// SignContext signs and counts the signature for the epoch, whatever becomes of it.
-func (s *seat) SignContext(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	sig, err := s.key.SignContext(ctx, digest, opts)
-	if err == nil {
-		s.made.Add(1)
-	}
-	return sig, err
+	s := &seat{token: t, epoch: epoch}
+	s.key = counted{key, &s.made}
+	return s, nil
 }
 
 // report writes the number of signatures into the ledger when it has changed, or when

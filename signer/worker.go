@@ -138,7 +138,7 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 
 	// Step 4: commit. The signature is made, so this does not end with the caller's
 	// deadline: a retry must find the certificate.
-	out, err := w.commit(ctx, cert)
+	out, err := w.commit(ctx, traced, cert)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (w *walk) signOn(ctx context.Context, traced bool, s *seat, request *profil
 	if err != nil {
 		return ledger.Certificate{}, err
 	}
-	cert, err := p.Sign(ctx, s)
+	cert, err := p.Sign(ctx, s.key)
 	took := time.Since(prepared)
 	w.signTime += took
 	l.s.metrics.sign.Observe(took.Seconds())
@@ -227,12 +227,14 @@ func (w *walk) prepare(ctx context.Context, traced bool, s *seat, request *profi
 	return p, nil
 }
 
-func (w *walk) commit(ctx context.Context, cert ledger.Certificate) (ledger.Outcome, error) {
+func (w *walk) commit(ctx context.Context, traced bool, cert ledger.Certificate) (ledger.Outcome, error) {
 	s := w.line.s
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.cfg.CommitTimeout)
-	defer cancel()
+	commitCtx := w.d.commitCtx
+	if traced {
+		commitCtx = trace.ContextWithSpanContext(commitCtx, trace.SpanContextFromContext(ctx))
+	}
 	start := time.Now()
-	out, err := s.committer.Commit(ctx, ledger.Entry{
+	out, err := s.committer.Commit(commitCtx, ledger.Entry{
 		Certificate: cert,
 		RequestKey:  ledger.RequestKey(w.r.RequestKey),
 		CSR:         [queue.DigestSize]byte(w.r.CsrSha256),
