@@ -1,0 +1,184 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+)
+
+// signatureAlgorithms are all that a token may use: asymmetric ones. "none" and the
+// HMAC family are refused before a key is looked at, since a public key taken for
+// an HMAC secret would let anybody sign (RFC 8725 section 2.1).
+var signatureAlgorithms = []jose.SignatureAlgorithm{
+	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512,
+	jose.ES256, jose.ES384, jose.ES512, jose.EdDSA,
+}
+
+func asymmetric(name string) bool {
+	return slices.Contains(signatureAlgorithms, jose.SignatureAlgorithm(name))
+}
+
+// maxTokenBytes bounds a JSON Web Token; the biggest service-account tokens have 2 KiB.
+const maxTokenBytes = 16 << 10
+
+const defaultClockSkew = 30 * time.Second
+
+// jwtAuth makes callers of JSON Web Tokens (RFC 7519) under the rules of RFC 8725.
+type jwtAuth struct {
+	issuers   map[string]*jwtIssuer
+	operators []Operator
+	now       func() time.Time
+	ttl       time.Duration
+	// known holds verified tokens by their hash.
+	known *lru[[sha256.Size]byte, verifiedToken]
+}
+
+type jwtIssuer struct {
+	JWTIssuer
+	algorithms []jose.SignatureAlgorithm
+	identity   identityTemplate
+	keys       *keySet
+}
+
+type verifiedToken struct {
+	caller *Caller
+	until  time.Time
+	// keys and version say under which state of the key set it was verified.
+	keys    *keySet
+	version uint64
+}
+
+func newJWTAuth(cfg Auth, operators []Operator, now func() time.Time) *jwtAuth {
+	a := &jwtAuth{
+		issuers: map[string]*jwtIssuer{}, operators: operators, now: now, ttl: cfg.CacheTTL,
+		known: newLRU[[sha256.Size]byte, verifiedToken](cfg.CacheEntries),
+	}
+	for _, j := range cfg.JWT {
+		i := &jwtIssuer{JWTIssuer: j, algorithms: signatureAlgorithms, keys: newKeySet(j, now)}
+		if len(j.Algorithms) > 0 {
+			i.algorithms = nil
+			for _, name := range j.Algorithms {
+				i.algorithms = append(i.algorithms, jose.SignatureAlgorithm(name))
+			}
+		}
+		if i.ClockSkew == 0 {
+			i.ClockSkew = defaultClockSkew
+		}
+		i.identity, _ = parseIdentity(j.Identity) // Validate has parsed it
+		a.issuers[j.Issuer] = i
+	}
+	return a
+}
+
+func (a *jwtAuth) caller(ctx context.Context, raw string) (*Caller, error) {
+	if len(raw) > maxTokenBytes {
+		return nil, unauthenticated("malformed", "the token is too long")
+	}
+	hash := sha256.Sum256([]byte(raw))
+	if v, ok := a.known.get(hash); ok && a.now().Before(v.until) && v.version == v.keys.version() {
+		return v.caller, nil
+	}
+	v, err := a.verify(ctx, raw)
+	if err != nil {
+		return nil, err
+	}
+	a.known.put(hash, v)
+	return v.caller, nil
+}
+
+func (a *jwtAuth) verify(ctx context.Context, raw string) (verifiedToken, error) {
+	token, err := jwt.ParseSigned(raw, signatureAlgorithms)
+	if err != nil {
+		return verifiedToken{}, parseFailure(err)
+	}
+	issuer, err := a.issuerOf(token)
+	if err != nil {
+		return verifiedToken{}, err
+	}
+	header := token.Headers[0]
+	if !slices.Contains(issuer.algorithms, jose.SignatureAlgorithm(header.Algorithm)) {
+		return verifiedToken{}, unauthenticated("algorithm", "the token's signature algorithm is not accepted from its issuer")
+	}
+	key, version, err := issuer.keys.find(ctx, header.KeyID, header.Algorithm)
+	if err != nil {
+		return verifiedToken{}, err
+	}
+	var claims jwt.Claims
+	var all map[string]any
+	if err := token.Claims(key, &claims, &all); err != nil {
+		return verifiedToken{}, unauthenticated("signature", "the token's signature is wrong")
+	}
+	if err := issuer.validate(claims, a.now()); err != nil {
+		return verifiedToken{}, err
+	}
+	c, err := a.makeCaller(issuer, claims.Subject, all)
+	if err != nil {
+		return verifiedToken{}, err
+	}
+	until := a.now().Add(a.ttl)
+	if end := claims.Expiry.Time().Add(issuer.ClockSkew); end.Before(until) {
+		until = end
+	}
+	return verifiedToken{caller: c, until: until, keys: issuer.keys, version: version}, nil
+}
+
+func parseFailure(err error) error {
+	var algorithm *jose.ErrUnexpectedSignatureAlgorithm
+	if errors.As(err, &algorithm) {
+		return unauthenticated("algorithm", "the token's signature algorithm is not accepted; only asymmetric ones are")
+	}
+	return unauthenticated("malformed", "the bearer token is neither a JSON Web Token nor an enrollment token")
+}
+
+// issuerOf reads the issuer before the signature is checked, only to choose whose
+// keys to check it with.
+func (a *jwtAuth) issuerOf(token *jwt.JSONWebToken) (*jwtIssuer, error) {
+	var claims jwt.Claims
+	if err := token.UnsafeClaimsWithoutVerification(&claims); err != nil {
+		return nil, unauthenticated("malformed", "the token's claims cannot be read")
+	}
+	if i := a.issuers[claims.Issuer]; i != nil {
+		return i, nil
+	}
+	return nil, unauthenticated("issuer", "the token's issuer is not trusted here")
+}
+
+func (i *jwtIssuer) validate(claims jwt.Claims, now time.Time) error {
+	if claims.Expiry == nil {
+		return unauthenticated("no_expiry", "the token has no exp claim")
+	}
+	if claims.Subject == "" || !printable(claims.Subject, 256) {
+		return unauthenticated("subject", "the token's sub claim is missing or not printable")
+	}
+	err := claims.ValidateWithLeeway(jwt.Expected{Issuer: i.Issuer, AnyAudience: i.Audiences, Time: now}, i.ClockSkew)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jwt.ErrExpired):
+		return unauthenticated("expired", "the token has expired")
+	case errors.Is(err, jwt.ErrNotValidYet), errors.Is(err, jwt.ErrIssuedInTheFuture):
+		return unauthenticated("not_yet_valid", "the token is not valid yet")
+	case errors.Is(err, jwt.ErrInvalidAudience):
+		return unauthenticated("audience", "the token is meant for another audience")
+	default:
+		return &problem.Error{Kind: problem.Unauthenticated, Field: "authorization", Rule: "claims", Detail: "the token's claims are not acceptable", Cause: err}
+	}
+}
+
+func (a *jwtAuth) makeCaller(i *jwtIssuer, subject string, claims map[string]any) (*Caller, error) {
+	identity, err := i.identity.expand(claims)
+	if err != nil {
+		return nil, unauthenticated("identity", err.Error())
+	}
+	id := fmt.Sprintf("jwt:%s#%s", i.Issuer, subject)
+	return &Caller{Caller: profile.Caller{ID: id, Kind: kindJWT, Identity: identity, Roles: rolesOf(a.operators, id)}}, nil
+}

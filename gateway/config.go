@@ -1,0 +1,329 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/certmill/certmill/internal/config"
+)
+
+// Config is the gateway's configuration. The comments are its manual.
+type Config struct {
+	// Listen is the address of the HTTPS API, host:port.
+	Listen string `yaml:"listen"`
+	// GRPCListen is the address of the gRPC API, host:port. Empty switches it off.
+	GRPCListen string `yaml:"grpc_listen"`
+	// TLS is what the gateway shows to callers and which client certificates it takes.
+	TLS TLS `yaml:"tls"`
+	// Auth says who may call and by which credential.
+	Auth Auth `yaml:"auth"`
+	// Operators maps caller ids to roles. All entries that match count.
+	Operators []Operator `yaml:"operators"`
+	// ProfilesDir holds the certificate profiles, one YAML file each.
+	ProfilesDir string `yaml:"profiles_dir"`
+	// DefaultProfile serves requests that name no profile. Empty: a profile must be named.
+	DefaultProfile string `yaml:"default_profile"`
+	// DuplicateWindow is how long a request without an idempotency key is taken for a
+	// retry of an earlier one with the same caller, CSR and profile: 1s to 30 days.
+	DuplicateWindow time.Duration `yaml:"duplicate_window"`
+	// RequestIDWindow is how long an idempotency key stands for its certificate: 1s to
+	// 30 days.
+	RequestIDWindow time.Duration `yaml:"request_id_window"`
+	// RenewAt is the share of a certificate's life after which its holder is advised
+	// to renew, 0.1 to 0.9. The advice is spread by a tenth of the life around it, so
+	// that certificates issued together are not renewed together.
+	RenewAt float64 `yaml:"renew_at"`
+	// IssuerRefresh is how often the issuers are read from the ledger again.
+	IssuerRefresh time.Duration `yaml:"issuer_refresh"`
+	// Limits bounds everything that a caller can make large, slow or many.
+	Limits Limits `yaml:"limits"`
+	// Orders is about asynchronous issue.
+	Orders Orders `yaml:"orders"`
+	// Dispatch is about the way to the signers.
+	Dispatch DispatcherConfig `yaml:"dispatch"`
+	// NATS is the broker between gateways and signers.
+	NATS config.NATS `yaml:"nats"`
+	// Ledger is the database.
+	Ledger config.Ledger `yaml:"ledger"`
+	// Telemetry is what the gateway tells of itself.
+	Telemetry config.Telemetry `yaml:"telemetry"`
+}
+
+// TLS is the server's side of TLS. Files are read again when they change.
+type TLS struct {
+	// CertFile holds the server's certificate and its chain in PEM.
+	CertFile string `yaml:"cert_file"`
+	// KeyFile holds its private key in PEM.
+	KeyFile string `yaml:"key_file"`
+	// ClientCAFiles hold roots for client certificates beside our own issuers, in PEM.
+	ClientCAFiles []string `yaml:"client_ca_files"`
+	// OwnClients accepts client certificates that this CA issued, which is how a
+	// workload renews. They are refused as soon as they are revoked.
+	OwnClients bool `yaml:"own_clients"`
+	// RevocationTTL is how long the answer "not revoked" about a client certificate of
+	// our own is kept.
+	RevocationTTL time.Duration `yaml:"revocation_ttl"`
+	// Reload is how often the files are looked at for a change.
+	Reload time.Duration `yaml:"reload"`
+}
+
+// Auth says which credentials beside client certificates are taken.
+type Auth struct {
+	// JWT lists the issuers of JSON Web Tokens that are trusted.
+	JWT []JWTIssuer `yaml:"jwt"`
+	// EnrollmentTokens accepts tokens made by operators with the API.
+	EnrollmentTokens bool `yaml:"enrollment_tokens"`
+	// CacheEntries bounds the verified tokens and client certificates remembered.
+	CacheEntries int `yaml:"cache_entries"`
+	// CacheTTL is how long a verified JWT is remembered, at most; never past its end.
+	CacheTTL time.Duration `yaml:"cache_ttl"`
+}
+
+// JWTIssuer is one trusted issuer of JSON Web Tokens.
+type JWTIssuer struct {
+	// Issuer is the exact value of the iss claim.
+	Issuer string `yaml:"issuer"`
+	// Audiences lists the accepted aud values; one of them must be in the token.
+	Audiences []string `yaml:"audiences"`
+	// JWKSFile holds the issuer's keys as a JWK set; it is read again when it changes.
+	JWKSFile string `yaml:"jwks_file"`
+	// JWKSURL is where the issuer publishes its keys (https). Either this or jwks_file.
+	JWKSURL string `yaml:"jwks_url"`
+	// JWKSCAFile holds roots for jwks_url; empty means the system's.
+	JWKSCAFile string `yaml:"jwks_ca_file"`
+	// Algorithms lists the accepted signature algorithms. Only asymmetric ones are
+	// possible: RS256…, PS256…, ES256…, EdDSA. Empty: all of these.
+	Algorithms []string `yaml:"algorithms"`
+	// Identity makes the caller's name from claims in braces, a path written with
+	// slashes: "{sub}", which is what empty means, or
+	// "spiffe://example.test/ns/{kubernetes.io/namespace}/sa/{kubernetes.io/serviceaccount/name}".
+	Identity string `yaml:"identity"`
+	// ClockSkew is tolerated between the issuer's clock and ours; at most 5m, 0 means 30s.
+	ClockSkew time.Duration `yaml:"clock_skew"`
+}
+
+// Operator gives roles to the callers whose id matches.
+type Operator struct {
+	// Match is a caller id, for example "mtls:spiffe://example.test/ops/alice" or
+	// "jwt:https://idp.example.test#alice"; "*" stands for any run of characters
+	// without a slash.
+	Match string `yaml:"match"`
+	// Roles are viewer (may find every certificate), operator (may also revoke and make
+	// enrollment tokens), auditor (may read the audit trail), admin (all of it).
+	Roles []string `yaml:"roles"`
+}
+
+// Limits bounds what callers can cost.
+type Limits struct {
+	// MaxInFlight bounds the certificates being issued and calls being served at one
+	// time; beyond it the answer is Overloaded at once.
+	MaxInFlight int `yaml:"max_in_flight"`
+	// RetryAfter is advised to callers who were refused at max_in_flight.
+	RetryAfter time.Duration `yaml:"retry_after"`
+	// MaxConnections bounds the connections of each listener.
+	MaxConnections int `yaml:"max_connections"`
+	// MaxBodyBytes bounds the body of a request.
+	MaxBodyBytes int64 `yaml:"max_body_bytes"`
+	// MaxBatchBytes bounds the body of a batch and of one gRPC message.
+	MaxBatchBytes int64 `yaml:"max_batch_bytes"`
+	// MaxBatch bounds the requests of a batch; at most 256.
+	MaxBatch int `yaml:"max_batch"`
+	// MaxHeaderBytes bounds the header of a request.
+	MaxHeaderBytes int `yaml:"max_header_bytes"`
+	// MaxConcurrentStreams bounds the requests at one time of one HTTP/2 connection.
+	MaxConcurrentStreams int `yaml:"max_concurrent_streams"`
+	// StreamConcurrency bounds the certificates in work for one IssueStream.
+	StreamConcurrency int `yaml:"stream_concurrency"`
+	// HeaderTimeout is how long a caller may take to send a header and, on gRPC, to
+	// finish its handshake.
+	HeaderTimeout time.Duration `yaml:"header_timeout"`
+	// ReadTimeout is how long a caller may take to send a whole request.
+	ReadTimeout time.Duration `yaml:"read_timeout"`
+	// IdleTimeout is how long a connection without a request is kept.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// CallTimeout is the deadline of a call that brings none of its own.
+	CallTimeout time.Duration `yaml:"call_timeout"`
+	// MaxCallTimeout is the longest deadline that a call can have; at most 5m.
+	MaxCallTimeout time.Duration `yaml:"max_call_timeout"`
+	// ShutdownTimeout is how long running calls may take to end at shutdown.
+	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+}
+
+// Orders is about asynchronous issue.
+type Orders struct {
+	// SweepInterval is how often orders without an outcome are looked for. Every
+	// gateway sweeps; the ledger shares the orders out among them.
+	SweepInterval time.Duration `yaml:"sweep_interval"`
+	// StaleAfter is how long an order may wait for its outcome before it is queued again.
+	StaleAfter time.Duration `yaml:"stale_after"`
+	// SweepBatch bounds the orders that one sweep takes at once.
+	SweepBatch int `yaml:"sweep_batch"`
+	// MaxAge is how long an order is tried before it fails.
+	MaxAge time.Duration `yaml:"max_age"`
+	// MaxWaiting bounds the callers that wait for an order at one time.
+	MaxWaiting int `yaml:"max_waiting"`
+}
+
+// DefaultConfig returns the defaults. Certificate files and profiles_dir have none.
+func DefaultConfig() Config {
+	return Config{
+		Listen:          "127.0.0.1:8443",
+		GRPCListen:      "127.0.0.1:8444",
+		TLS:             TLS{OwnClients: true, RevocationTTL: 5 * time.Second, Reload: 10 * time.Second},
+		Auth:            Auth{EnrollmentTokens: true, CacheEntries: 20_000, CacheTTL: 5 * time.Minute},
+		DuplicateWindow: time.Hour,
+		RequestIDWindow: 24 * time.Hour,
+		RenewAt:         0.6,
+		IssuerRefresh:   5 * time.Second,
+		Limits: Limits{
+			MaxInFlight: 1024, RetryAfter: time.Second, MaxConnections: 10_000,
+			MaxBodyBytes: 128 << 10, MaxBatchBytes: 2 << 20, MaxBatch: 256,
+			MaxHeaderBytes: 32 << 10, MaxConcurrentStreams: 250, StreamConcurrency: 64,
+			HeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
+			CallTimeout: 10 * time.Second, MaxCallTimeout: time.Minute, ShutdownTimeout: 20 * time.Second,
+		},
+		Orders: Orders{
+			SweepInterval: 5 * time.Second, StaleAfter: 30 * time.Second, SweepBatch: 100,
+			MaxAge: 24 * time.Hour, MaxWaiting: 1000,
+		},
+		Dispatch:  DefaultDispatcherConfig(),
+		NATS:      config.DefaultNATS(),
+		Ledger:    config.Ledger{MaxConnections: 4},
+		Telemetry: config.DefaultTelemetry(),
+	}
+}
+
+// Validate reports everything that is wrong, with the keys' names. It opens no file.
+func (c Config) Validate() error {
+	var e keyErrors
+	e.address("listen", c.Listen)
+	if c.GRPCListen != "" {
+		e.address("grpc_listen", c.GRPCListen)
+	}
+	e.require(c.TLS.CertFile != "", "tls.cert_file", "is missing")
+	e.require(c.TLS.KeyFile != "", "tls.key_file", "is missing")
+	e.between("tls.revocation_ttl", c.TLS.RevocationTTL, 0, time.Minute)
+	e.between("tls.reload", c.TLS.Reload, 10*time.Millisecond, time.Hour)
+	e.require(c.ProfilesDir != "", "profiles_dir", "is missing")
+	e.between("duplicate_window", c.DuplicateWindow, time.Second, 30*24*time.Hour)
+	e.between("request_id_window", c.RequestIDWindow, time.Second, 30*24*time.Hour)
+	e.require(c.RenewAt >= 0.1 && c.RenewAt <= 0.9, "renew_at", "must be 0.1 to 0.9")
+	e.between("issuer_refresh", c.IssuerRefresh, 100*time.Millisecond, time.Hour)
+	c.Auth.validate(&e)
+	for i, o := range c.Operators {
+		o.validate(&e, fmt.Sprintf("operators[%d]", i))
+	}
+	c.Limits.validate(&e)
+	c.Orders.validate(&e)
+	if err := c.Dispatch.Validate(); err != nil {
+		e = append(e, fmt.Errorf("dispatch: %w", err))
+	}
+	return errors.Join(e...)
+}
+
+func (a Auth) validate(e *keyErrors) {
+	e.require(a.CacheEntries >= 1, "auth.cache_entries", "must be at least 1")
+	e.between("auth.cache_ttl", a.CacheTTL, 0, time.Hour)
+	seen := map[string]bool{}
+	for i, j := range a.JWT {
+		key := fmt.Sprintf("auth.jwt[%d]", i)
+		e.require(!seen[j.Issuer], key+".issuer", "is there twice")
+		seen[j.Issuer] = true
+		j.validate(e, key)
+	}
+}
+
+func (j JWTIssuer) validate(e *keyErrors, key string) {
+	e.require(j.Issuer != "" && !strings.Contains(j.Issuer, "#"), key+".issuer", `must be set and hold no "#"`)
+	e.require(len(j.Audiences) > 0, key+".audiences", "must list at least one audience")
+	for _, a := range j.Audiences {
+		e.require(a != "", key+".audiences", "must not hold an empty audience")
+	}
+	e.require((j.JWKSFile == "") != (j.JWKSURL == ""), key, "needs exactly one of jwks_file and jwks_url")
+	if j.JWKSURL != "" {
+		u, err := url.Parse(j.JWKSURL)
+		e.require(err == nil && u.Scheme == "https" && u.Host != "", key+".jwks_url", "must be an https URL")
+	}
+	for _, a := range j.Algorithms {
+		e.require(asymmetric(a), key+".algorithms", a+" is not an asymmetric signature algorithm of JWS")
+	}
+	if _, err := parseIdentity(j.Identity); err != nil {
+		e.require(false, key+".identity", err.Error())
+	}
+	e.between(key+".clock_skew", j.ClockSkew, 0, 5*time.Minute)
+}
+
+func (o Operator) validate(e *keyErrors, key string) {
+	_, err := path.Match(o.Match, "")
+	e.require(o.Match != "" && err == nil, key+".match", "must be a caller id or a pattern of one")
+	e.require(len(o.Roles) > 0, key+".roles", "must list at least one role")
+	for _, r := range o.Roles {
+		e.require(Role(r).valid(), key+".roles", fmt.Sprintf("%q is none of viewer, operator, auditor, admin", r))
+	}
+}
+
+func (l Limits) validate(e *keyErrors) {
+	for _, n := range []struct {
+		key      string
+		value    int64
+		min, max int64
+	}{
+		{"limits.max_in_flight", int64(l.MaxInFlight), 1, 1_000_000},
+		{"limits.max_connections", int64(l.MaxConnections), 1, 1_000_000},
+		{"limits.max_body_bytes", l.MaxBodyBytes, 1 << 10, 1 << 20},
+		{"limits.max_batch_bytes", l.MaxBatchBytes, 1 << 10, 32 << 20},
+		{"limits.max_batch", int64(l.MaxBatch), 1, 256},
+		{"limits.max_header_bytes", int64(l.MaxHeaderBytes), 4 << 10, 1 << 20},
+		{"limits.max_concurrent_streams", int64(l.MaxConcurrentStreams), 1, 10_000},
+		{"limits.stream_concurrency", int64(l.StreamConcurrency), 1, 10_000},
+	} {
+		e.require(n.value >= n.min && n.value <= n.max, n.key, fmt.Sprintf("must be %d to %d", n.min, n.max))
+	}
+	for _, d := range []struct {
+		key   string
+		value time.Duration
+	}{
+		{"limits.retry_after", l.RetryAfter},
+		{"limits.header_timeout", l.HeaderTimeout},
+		{"limits.read_timeout", l.ReadTimeout},
+		{"limits.idle_timeout", l.IdleTimeout},
+		{"limits.call_timeout", l.CallTimeout},
+		{"limits.max_call_timeout", l.MaxCallTimeout},
+		{"limits.shutdown_timeout", l.ShutdownTimeout},
+	} {
+		e.between(d.key, d.value, 10*time.Millisecond, 5*time.Minute)
+	}
+	e.require(l.MaxInFlight >= l.MaxBatch, "limits.max_in_flight", "must not be less than limits.max_batch")
+	e.require(l.CallTimeout <= l.MaxCallTimeout, "limits.call_timeout", "must not exceed limits.max_call_timeout")
+}
+
+func (o Orders) validate(e *keyErrors) {
+	e.between("orders.sweep_interval", o.SweepInterval, 10*time.Millisecond, time.Hour)
+	e.between("orders.stale_after", o.StaleAfter, time.Millisecond, time.Hour)
+	e.between("orders.max_age", o.MaxAge, time.Minute, 30*24*time.Hour)
+	e.require(o.SweepBatch >= 1 && o.SweepBatch <= 10_000, "orders.sweep_batch", "must be 1 to 10000")
+	e.require(o.MaxWaiting >= 1, "orders.max_waiting", "must be at least 1")
+}
+
+// keyErrors gathers what Validate finds.
+type keyErrors []error
+
+func (e *keyErrors) require(ok bool, key, what string) {
+	if !ok {
+		*e = append(*e, fmt.Errorf("%s %s", key, what))
+	}
+}
+
+func (e *keyErrors) between(key string, d, lo, hi time.Duration) {
+	e.require(d >= lo && d <= hi, key, fmt.Sprintf("must be %s to %s", lo, hi))
+}
+
+func (e *keyErrors) address(key, value string) {
+	_, _, err := net.SplitHostPort(value)
+	e.require(err == nil, key, "must be host:port")
+}

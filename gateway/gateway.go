@@ -1,0 +1,266 @@
+package gateway
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/serial"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+)
+
+// Gateway is one gateway. Make it with New and bring it to life with Run, once.
+type Gateway struct {
+	cfg      Config
+	deps     Deps
+	service  *service
+	auth     *authenticator
+	observer *observer
+	tls      *tlsFiles
+
+	listening chan struct{} // closed when both listeners are open
+	https     net.Listener
+	grpc      net.Listener // nil where gRPC is off
+	stopping  atomic.Bool
+}
+
+// New makes a Gateway. It reads no file and listens nowhere; Run does.
+func New(cfg Config, deps Deps) (*Gateway, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("gateway configuration: %w", err)
+	}
+	if deps.Ledger == nil || deps.Signer == nil {
+		return nil, errors.New("gateway: no ledger or no signer given")
+	}
+	deps = deps.withDefaults()
+	g := &Gateway{cfg: cfg, deps: deps, listening: make(chan struct{})}
+	issuers := newIssuerCache(deps.Ledger, cfg.IssuerRefresh, deps.Log, deps.Now)
+	g.tls = &tlsFiles{cfg: cfg.TLS, log: deps.Log}
+	issuers.changed = func(set *issuerSet) { g.tls.setIssuers(set.certs) }
+	g.service = &service{
+		cfg: cfg, ledger: deps.Ledger, signer: deps.Signer, announcer: deps.Announcer, issuers: issuers,
+		inFlight: newLimiter("in_flight", cfg.Limits.MaxInFlight, cfg.Limits.RetryAfter),
+		waiting:  newLimiter("order_waiters", cfg.Orders.MaxWaiting, cfg.Limits.RetryAfter),
+		log:      deps.Log, now: deps.Now,
+	}
+	g.auth = &authenticator{
+		mtls: &mtlsAuth{
+			issuers: issuers, ledger: deps.Ledger, operators: cfg.Operators, now: deps.Now, ttl: cfg.TLS.RevocationTTL,
+			good: newLRU[serial.Number, time.Time](cfg.Auth.CacheEntries),
+		},
+		jwt: newJWTAuth(cfg.Auth, cfg.Operators, deps.Now),
+		tokens: &enrollmentAuth{
+			enabled: cfg.Auth.EnrollmentTokens, ledger: deps.Ledger, now: deps.Now,
+			known: newLRU[[sha256.Size]byte, rememberedToken](cfg.Auth.CacheEntries),
+		},
+	}
+	g.observer = &observer{log: deps.Log, tracer: deps.Tracer, metrics: newMetrics(deps.Registry, g.service)}
+	return g, nil
+}
+
+// Ready returns nil when the gateway can serve: profiles and issuers are loaded, the
+// ledger was reached lately, signers can be reached, and it is not shutting down.
+func (g *Gateway) Ready() error {
+	select {
+	case <-g.listening:
+	default:
+		return errors.New("the gateway has not started to listen")
+	}
+	if g.stopping.Load() {
+		return errors.New("the gateway is shutting down")
+	}
+	set := g.service.issuers.current()
+	if len(set.active) == 0 {
+		return errors.New("no active issuer has been read from the ledger yet")
+	}
+	if age := g.deps.Now().Sub(set.loaded); age > 3*g.cfg.IssuerRefresh+10*time.Second {
+		return fmt.Errorf("the ledger has not answered for %s", age.Truncate(time.Second))
+	}
+	return g.deps.Signer.Ready()
+}
+
+// Addresses waits until the gateway listens and returns where; grpc is empty where
+// it is off. It is for callers who let the system choose a port.
+func (g *Gateway) Addresses(ctx context.Context) (https, grpc string, err error) {
+	select {
+	case <-g.listening:
+	case <-ctx.Done():
+		return "", "", ctx.Err()
+	}
+	if g.grpc != nil {
+		grpc = g.grpc.Addr().String()
+	}
+	return g.https.Addr().String(), grpc, nil
+}
+
+// Run serves until ctx ends, then shuts down in order: it says that it is not ready,
+// takes no new calls, lets the running ones end within shutdown_timeout, stops its
+// own loops, and returns nil. It returns an error where it cannot serve: a file that
+// is wrong, an address that is taken. A ledger or a queue that is away is waited for.
+// The Signer must run until Run has returned.
+func (g *Gateway) Run(ctx context.Context) error {
+	profiles, err := profile.LoadDir(g.cfg.ProfilesDir)
+	if err != nil {
+		return fmt.Errorf("profiles_dir: %w", err)
+	}
+	g.service.profiles = profiles
+	if g.cfg.DefaultProfile != "" {
+		if _, err := profiles.Get(g.cfg.DefaultProfile); err != nil {
+			return fmt.Errorf("default_profile: %w", err)
+		}
+	}
+	if err := g.tls.load(); err != nil {
+		return err
+	}
+	if err := g.service.issuers.refresh(ctx); err != nil {
+		g.deps.Log.Warn("the issuers cannot be read yet", "error", err)
+	}
+	if err := g.listen(ctx); err != nil {
+		return err
+	}
+	return g.serve(ctx)
+}
+
+func (g *Gateway) listen(ctx context.Context) (err error) {
+	var config net.ListenConfig
+	if g.https, err = config.Listen(ctx, "tcp", g.cfg.Listen); err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	if g.cfg.GRPCListen != "" {
+		if g.grpc, err = config.Listen(ctx, "tcp", g.cfg.GRPCListen); err != nil {
+			_ = g.https.Close()
+			return fmt.Errorf("grpc_listen: %w", err)
+		}
+	}
+	close(g.listening)
+	return nil
+}
+
+// serve runs the servers and the loops. The loops end after the servers, since calls
+// that are running out need what the loops keep fresh.
+func (g *Gateway) serve(ctx context.Context) error {
+	httpServer := g.newHTTPServer()
+	grpcServer, grpcHealth := newGRPCServer(&grpcAPI{service: g.service, auth: g.auth, observer: g.observer}, credentials.NewTLS(g.tls.config()))
+
+	loopCtx, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	loops := g.startLoops(loopCtx, grpcHealth)
+
+	servers, failed := errgroup.WithContext(ctx)
+	servers.Go(func() error {
+		err := httpServer.ServeTLS(netutil.LimitListener(g.https, g.cfg.Limits.MaxConnections), "", "")
+		if errors.Is(err, http.ErrServerClosed) {
+			return nil
+		}
+		return fmt.Errorf("serving HTTPS: %w", err)
+	})
+	if g.grpc != nil {
+		servers.Go(func() error {
+			if err := grpcServer.Serve(netutil.LimitListener(g.grpc, g.cfg.Limits.MaxConnections)); err != nil {
+				return fmt.Errorf("serving gRPC: %w", err)
+			}
+			return nil
+		})
+	}
+	g.deps.Log.Info("gateway serves", "https", g.https.Addr().String(), "grpc", g.cfg.GRPCListen)
+
+	<-failed.Done() // ctx has ended, or a server has failed
+	g.stopping.Store(true)
+	grpcHealth.Shutdown()
+	g.shutdown(httpServer, grpcServer)
+	err := servers.Wait()
+	stopLoops()
+	return errors.Join(err, loops.Wait())
+}
+
+// shutdown lets running calls end, and cuts those that do not within the bound.
+func (g *Gateway) shutdown(httpServer *http.Server, grpcServer *grpc.Server) {
+	ctx, cancel := context.WithTimeout(context.Background(), g.cfg.Limits.ShutdownTimeout)
+	defer cancel()
+	var both errgroup.Group
+	both.Go(func() error {
+		if err := httpServer.Shutdown(ctx); err != nil {
+			g.deps.Log.Warn("HTTPS calls were cut at shutdown", "error", err)
+			return httpServer.Close()
+		}
+		return nil
+	})
+	both.Go(func() error {
+		stop := context.AfterFunc(ctx, grpcServer.Stop)
+		defer stop()
+		grpcServer.GracefulStop()
+		return nil
+	})
+	if err := both.Wait(); err != nil {
+		g.deps.Log.Warn("closing HTTPS connections", "error", err)
+	}
+}
+
+func (g *Gateway) startLoops(ctx context.Context, h *health.Server) *errgroup.Group {
+	var loops errgroup.Group
+	run := func(loop func(context.Context)) {
+		loops.Go(func() error { loop(ctx); return nil })
+	}
+	run(g.service.issuers.run)
+	run(g.service.sweep)
+	run(g.tls.run)
+	for _, i := range g.auth.jwt.issuers {
+		run(i.keys.run)
+	}
+	run(func(ctx context.Context) { g.reportHealth(ctx, h) })
+	return &loops
+}
+
+// reportHealth keeps the gRPC health service equal to Ready.
+func (g *Gateway) reportHealth(ctx context.Context, h *health.Server) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		status := healthv1.HealthCheckResponse_SERVING
+		if g.Ready() != nil {
+			status = healthv1.HealthCheckResponse_NOT_SERVING
+		}
+		h.SetServingStatus("", status)
+		h.SetServingStatus(certmillv1.CertificateAuthority_ServiceDesc.ServiceName, status)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (g *Gateway) newHTTPServer() *http.Server {
+	l := &g.cfg.Limits
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	return &http.Server{
+		Handler:           newHTTPAPI(g.service, g.auth, g.observer, g.Ready),
+		TLSConfig:         g.tls.config(),
+		Protocols:         protocols,
+		ReadHeaderTimeout: l.HeaderTimeout,
+		ReadTimeout:       l.ReadTimeout,
+		// Above every deadline that a call can have, for those who read too slowly.
+		WriteTimeout:   max(l.MaxCallTimeout, maxOrderWait) + 30*time.Second,
+		IdleTimeout:    l.IdleTimeout,
+		MaxHeaderBytes: l.MaxHeaderBytes,
+		HTTP2:          &http.HTTP2Config{MaxConcurrentStreams: l.MaxConcurrentStreams, SendPingTimeout: time.Minute, PingTimeout: 15 * time.Second},
+		// Handshakes that fail and connections that break are the network's daily life.
+		ErrorLog: slog.NewLogLogger(g.deps.Log.Handler(), slog.LevelDebug),
+	}
+}

@@ -1,0 +1,210 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/certmill/certmill/internal/csr"
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/ledger"
+	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+)
+
+// maxLifetime bounds what may be asked for before a profile says less: beyond it no
+// serial and no certificate can be made.
+const maxLifetime = 30 * 365 * 24 * time.Hour
+
+// prepared is a request that has passed every check of the gateway.
+type prepared struct {
+	requestID string
+	key       ledger.RequestKey
+	request   *profile.Request
+	sign      *queuev1.SignRequest
+}
+
+// issue waits for one certificate.
+func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*issued, error) {
+	p, err := s.prepare(ctx, c, requestID, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.spend(ctx, c, p.key); err != nil {
+		return nil, err
+	}
+	result, err := s.signer.Do(ctx, p.sign, c.priority())
+	if err != nil {
+		return nil, err
+	}
+	// The ledger has judged this already; a signer that mixed two requests up would
+	// end here.
+	if result.Duplicate && !bytes.Equal(result.CsrSha256, p.sign.CsrSha256) {
+		return nil, conflict()
+	}
+	i, err := s.issuers.get(ctx, result.IssuerId)
+	if err != nil {
+		return nil, err
+	}
+	return s.newIssued(p.requestID, result, i, p.request)
+}
+
+// prepare turns what was asked into what a signer is asked: the CSR is parsed and its
+// signature checked once, and the profile judges all of it.
+func (s *service) prepare(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*prepared, error) {
+	// Step 1: what costs nothing to check.
+	if err := checkIssue(r); err != nil {
+		return nil, err
+	}
+	p, err := s.profileFor(c, r.Profile)
+	if err != nil {
+		return nil, err
+	}
+	if s.issuers.current().active[p.Issuer] == nil {
+		return nil, problem.Down("issuer", s.cfg.Limits.RetryAfter, errors.New("profile "+p.Name+" names issuer "+p.Issuer+", which is not active in the ledger"))
+	}
+	// Step 2: the CSR, with its proof of possession.
+	parsed, err := csr.Parse(r.Csr)
+	if err != nil {
+		return nil, err
+	}
+	request := profile.FromCSR(parsed)
+	request.Profile, request.Caller = p.Name, c.Caller
+	request.Lifetime = r.Lifetime.AsDuration()
+	request.Owner, request.Service, request.Environment = r.Metadata.GetOwner(), r.Metadata.GetService(), r.Metadata.GetEnvironment()
+	// Step 3: what the caller may have.
+	if c.grant != nil {
+		if err := c.grant.check(p.Name, request.Owner, parsed); err != nil {
+			return nil, err
+		}
+		if c.grant.token.Owner != "" {
+			request.Owner = c.grant.token.Owner
+		}
+	}
+	if err := p.Check(request); err != nil {
+		return nil, err
+	}
+	// Step 4: the message for a signer.
+	key, window := s.requestKey(c, r.RequestId, p.Name, parsed.SHA256)
+	sign := &queuev1.SignRequest{
+		RequestKey: key[:], ReuseSeconds: uint32(window / time.Second), CsrSha256: parsed.SHA256[:],
+		Issuer: p.Issuer,
+	}
+	request.ToQueue(sign)
+	if deadline, ok := ctx.Deadline(); ok {
+		sign.DeadlineUnixMs = deadline.UnixMilli()
+	}
+	if r.RequestId != "" {
+		requestID = r.RequestId
+	}
+	return &prepared{requestID: requestID, key: key, request: request, sign: sign}, nil
+}
+
+func checkIssue(r *certmillv1.IssueRequest) error {
+	if len(r.Csr) == 0 {
+		return problem.Rejected("csr", "required", "the request holds no CSR")
+	}
+	if r.RequestId != "" && !printable(r.RequestId, 128) {
+		return problem.Rejected("request_id", "request_id_format", "an idempotency key is at most 128 bytes of printable ASCII")
+	}
+	if r.Lifetime != nil {
+		d := r.Lifetime.AsDuration()
+		if err := r.Lifetime.CheckValid(); err != nil || d < time.Second || d > maxLifetime || d%time.Second != 0 {
+			return problem.Rejected("lifetime", "lifetime_range", "a lifetime is a whole number of seconds, at least one, for example 86400s or 24h")
+		}
+	}
+	return nil
+}
+
+// profileFor finds the profile asked for, else the token's, else the default one.
+func (s *service) profileFor(c *Caller, name string) (*profile.Profile, error) {
+	if name == "" && c.grant != nil {
+		name = c.grant.token.Profile
+	}
+	if name == "" {
+		name = s.cfg.DefaultProfile
+	}
+	if name == "" {
+		return nil, problem.Rejected("profile", "required", "name a profile; this gateway has no default")
+	}
+	return s.profiles.Get(name)
+}
+
+// spend takes one use of an enrollment token, once per request key.
+func (s *service) spend(ctx context.Context, c *Caller, key ledger.RequestKey) error {
+	if c.grant == nil {
+		return nil
+	}
+	return s.ledger.UseToken(ctx, c.grant.hash, key)
+}
+
+// priority lets a workload that has nothing go before one that renews in good time.
+func (c *Caller) priority() queue.Priority {
+	if c.Renewal {
+		return queue.Renewal
+	}
+	return queue.First
+}
+
+// issueMany issues several certificates at once; the failure of one is that one's. It
+// holds a place in flight for each, so all or none of them start.
+func (s *service) issueMany(ctx context.Context, c *Caller, requests []*certmillv1.IssueRequest) ([]*certmillv1.IssueResult, error) {
+	if len(requests) == 0 {
+		return nil, problem.Rejected("requests", "required", "the batch is empty")
+	}
+	if len(requests) > s.cfg.Limits.MaxBatch {
+		return nil, problem.Rejected("requests", "batch_max", "a batch has at most %d requests", s.cfg.Limits.MaxBatch)
+	}
+	if err := s.inFlight.acquire(len(requests) - 1); err != nil { // the call itself has one place
+		return nil, err
+	}
+	defer s.inFlight.release(len(requests) - 1)
+	results := make([]*certmillv1.IssueResult, len(requests))
+	var wait sync.WaitGroup
+	for k := range requests {
+		wait.Go(func() { results[k] = s.issueOne(ctx, c, requests[k]) })
+	}
+	wait.Wait()
+	return results, nil
+}
+
+// issueOne is issue for batches and streams: a failure, even a defect, is a result.
+func (s *service) issueOne(ctx context.Context, c *Caller, r *certmillv1.IssueRequest) (result *certmillv1.IssueResult) {
+	requestID := newRequestID()
+	if r.GetRequestId() != "" && printable(r.RequestId, 128) {
+		requestID = r.RequestId
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			result = s.failedResult(requestID, panicked(v))
+		}
+	}()
+	if r == nil {
+		r = &certmillv1.IssueRequest{}
+	}
+	i, err := s.issue(ctx, c, requestID, r)
+	if err != nil {
+		return s.failedResult(requestID, err)
+	}
+	return &certmillv1.IssueResult{RequestId: requestID, Outcome: &certmillv1.IssueResult_Certificate{Certificate: i.message()}}
+}
+
+func (s *service) failedResult(requestID string, err error) *certmillv1.IssueResult {
+	if problem.KindOf(err) == problem.Internal {
+		s.log.Error("one of several requests failed", "request_id", requestID, "error", err)
+	}
+	return &certmillv1.IssueResult{RequestId: requestID, Outcome: &certmillv1.IssueResult_Problem{Problem: problemMessage(err, requestID)}}
+}
+
+// newRequestID names a request for the logs where its caller did not.
+func newRequestID() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}

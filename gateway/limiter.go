@@ -1,0 +1,38 @@
+package gateway
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/certmill/certmill/internal/problem"
+)
+
+// limiter counts places and refuses at its bound. It never makes anybody wait: a
+// refusal must cost nothing. Safe for concurrent use.
+type limiter struct {
+	rule       string
+	max        int64
+	retryAfter time.Duration
+	used       atomic.Int64
+}
+
+func newLimiter(rule string, limit int, retryAfter time.Duration) *limiter {
+	return &limiter{rule: rule, max: int64(limit), retryAfter: retryAfter}
+}
+
+// acquire takes n places or none. The error is Overloaded.
+func (l *limiter) acquire(n int) error {
+	if l.used.Add(int64(n)) <= l.max {
+		return nil
+	}
+	l.used.Add(-int64(n))
+	return l.refusal()
+}
+
+func (l *limiter) release(n int) { l.used.Add(-int64(n)) }
+
+func (l *limiter) full() bool { return l.used.Load() >= l.max }
+
+func (l *limiter) refusal() error {
+	return problem.Busy(l.rule, l.retryAfter, "this gateway has as many requests in work as it may; try again, or another gateway")
+}
