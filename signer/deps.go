@@ -76,16 +76,10 @@ type Token interface {
 	Stuck() <-chan struct{}
 	// Condemn takes the token out of service for good: it signed wrongly.
 	Condemn(reason error)
-	// Key finds a key by its RFC 7512 URI.
-	Key(ctx context.Context, uri string) (Key, error)
+	// Key finds the private key of public by its RFC 7512 URI.
+	Key(ctx context.Context, uri string, public crypto.PublicKey) (ContextSigner, error)
 	// Close waits for calls that are inside the token, within ctx.
 	Close(ctx context.Context) error
-}
-
-// Key signs with a key in a token.
-type Key interface {
-	ContextSigner
-	Public() crypto.PublicKey
 }
 
 // hsmToken makes a Token of an *hsm.Token.
@@ -95,7 +89,9 @@ func (t hsmToken) Serial() string { return t.Info().Serial }
 func (t hsmToken) Sessions() int  { return t.Info().Sessions }
 func (t hsmToken) Ready() bool    { return t.State().Condition == hsm.Ready }
 
-func (t hsmToken) Key(ctx context.Context, uri string) (Key, error) { return t.Token.Key(ctx, uri) }
+func (t hsmToken) Key(ctx context.Context, uri string, public crypto.PublicKey) (ContextSigner, error) {
+	return t.KeyFor(ctx, uri, public)
+}
 
 // preparer turns requests into one-shot certificates; *Preparer is the one for
 // production.

@@ -22,11 +22,17 @@ type DirectConfig struct {
 	Actor string
 	// Issuer is the issuing certificate; Key is its key in the token TokenSerial.
 	Issuer      ledger.Issuer
-	Key         Key
+	Key         DirectKey
 	TokenSerial string
 	Profiles    *profile.Set
 	// LintShare is the share of certificates that are linted before they are signed.
 	LintShare float64
+}
+
+// DirectKey is a key in a token; *hsm.Key is one.
+type DirectKey interface {
+	ContextSigner
+	Public() crypto.PublicKey
 }
 
 // DirectLedger is what a Direct asks of the ledger. *ledger.Ledger is the one for production.

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -34,17 +33,20 @@ func (s *Signer) refresh(ctx context.Context) error {
 			continue
 		}
 		keep[i.ID] = true
-		if err := s.ensureLine(ctx, i); err != nil {
-			// An issuer whose key is elsewhere is no trouble unless it was asked for.
-			if len(s.cfg.Issuers) > 0 || problem.KindOf(err) != problem.NotFound {
-				trouble[i.Name] = err
-				s.log.Warn("an issuer is not served", "issuer", i.Name, "generation", i.ID, "error", err)
-			}
+		// An issuer whose key is elsewhere is no trouble unless it was asked for.
+		if err := s.ensureLine(ctx, i); err != nil && (len(s.cfg.Issuers) > 0 || !errors.Is(err, errNoSeat)) {
+			trouble[i.Name] = err
 		}
 	}
 	s.mu.Lock()
+	before := s.trouble
 	s.trouble = trouble
 	s.mu.Unlock()
+	for name, err := range trouble {
+		if old := before[name]; old == nil || old.Error() != err.Error() {
+			s.log.Warn("an issuer is not served", "issuer", name, "error", err)
+		}
+	}
 	s.retire(keep, trouble)
 	return nil
 }

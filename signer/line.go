@@ -92,10 +92,13 @@ func (l *line) findSeats(ctx context.Context, cert *x509.Certificate) error {
 	l.seats = have
 	l.seatsMu.Unlock()
 	if len(have) == 0 {
-		return errors.Join(errs...)
+		return fmt.Errorf("%w: %w", errNoSeat, errors.Join(errs...))
 	}
 	return nil
 }
+
+// errNoSeat says that none of the tokens has the issuer's key.
+var errNoSeat = errors.New("no token of this signer has the issuer's key")
 
 func has(seats []*seat, t Token) bool {
 	for _, s := range seats {
