@@ -58,18 +58,8 @@ func Parse(data []byte) (*Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := split(der)
+	r, p, err := read(der)
 	if err != nil {
-		return nil, err
-	}
-	r := &Request{DER: der, SPKI: p.spki}
-	if r.CommonName, err = readSubject(p.subject); err != nil {
-		return nil, err
-	}
-	if err = readAttributes(r, p.attributes); err != nil {
-		return nil, err
-	}
-	if r.PublicKey, r.KeyType, err = ParseKey(p.spki); err != nil {
 		return nil, err
 	}
 	if err = checkSignature(r.PublicKey, p); err != nil {
@@ -77,4 +67,26 @@ func Parse(data []byte) (*Request, error) {
 	}
 	r.SHA256 = sha256.Sum256(der)
 	return r, nil
+}
+
+// read is Parse without the check of the signature.
+func read(der []byte) (*Request, *parts, error) {
+	p, err := split(der)
+	if err != nil {
+		return nil, nil, err
+	}
+	r := &Request{DER: der, SPKI: p.spki}
+	if r.CommonName, err = readSubject(p.subject); err != nil {
+		return nil, nil, err
+	}
+	if err = readAttributes(r, p.attributes); err != nil {
+		return nil, nil, err
+	}
+	if r.PublicKey, r.KeyType, err = ParseKey(p.spki); err != nil {
+		return nil, nil, err
+	}
+	if p.scheme, err = findScheme(p.algorithm); err != nil {
+		return nil, nil, err
+	}
+	return r, p, nil
 }

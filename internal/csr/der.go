@@ -18,6 +18,7 @@ type parts struct {
 	spki       []byte
 	attributes cryptobyte.String
 	algorithm  []byte // AlgorithmIdentifier with its header
+	scheme     scheme // what algorithm says
 	signature  []byte
 }
 

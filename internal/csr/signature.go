@@ -81,10 +81,7 @@ func buildSchemes() map[string]scheme {
 
 // checkSignature is the proof of possession (RFC 2986 section 3).
 func checkSignature(public crypto.PublicKey, p *parts) error {
-	s, ok := schemes[string(p.algorithm)]
-	if !ok {
-		return refuseAlgorithm(p.algorithm)
-	}
+	s := p.scheme
 	if len(p.signature) == 0 {
 		return problem.Rejected(signatureField, "signature_missing", "the request has no signature")
 	}
@@ -120,13 +117,16 @@ func checkSignature(public crypto.PublicKey, p *parts) error {
 	return nil
 }
 
-func refuseAlgorithm(der []byte) error {
-	input := cryptobyte.String(der)
-	var algorithm, oid cryptobyte.String
-	if input.ReadASN1(&algorithm, asn1.SEQUENCE) && algorithm.ReadASN1Element(&oid, asn1.OBJECT_IDENTIFIER) {
+func findScheme(algorithm []byte) (scheme, error) {
+	if s, ok := schemes[string(algorithm)]; ok {
+		return s, nil
+	}
+	input := cryptobyte.String(algorithm)
+	var content, oid cryptobyte.String
+	if input.ReadASN1(&content, asn1.SEQUENCE) && content.ReadASN1Element(&oid, asn1.OBJECT_IDENTIFIER) {
 		if hash, ok := weak[string(oid)]; ok {
-			return problem.Rejected(signatureField, "signature_hash", "the request is signed with %s; sign with SHA-256 or better", hash)
+			return scheme{}, problem.Rejected(signatureField, "signature_hash", "the request is signed with %s; sign with SHA-256 or better", hash)
 		}
 	}
-	return problem.Rejected(signatureField, "signature_algorithm", "the signature algorithm is not supported; use ECDSA or RSA with SHA-256, SHA-384 or SHA-512, or Ed25519")
+	return scheme{}, problem.Rejected(signatureField, "signature_algorithm", "the signature algorithm is not supported; use ECDSA or RSA with SHA-256, SHA-384 or SHA-512, or Ed25519")
 }
