@@ -64,7 +64,7 @@ func (a *enrollmentAuth) caller(ctx context.Context, secret string) (*Caller, er
 	if r, ok := a.known.get(hash); ok && now.Before(r.until) {
 		return r.caller, nil
 	}
-	t, err := a.ledger.Token(ctx, hash)
+	t, err := a.ledger.TokenByHash(ctx, hash)
 	if err != nil {
 		return nil, fmt.Errorf("looking up an enrollment token: %w", err)
 	}

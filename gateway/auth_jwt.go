@@ -30,8 +30,6 @@ func asymmetric(name string) bool {
 // maxTokenBytes bounds a JSON Web Token; the biggest service-account tokens have 2 KiB.
 const maxTokenBytes = 16 << 10
 
-const defaultClockSkew = 30 * time.Second
-
 // jwtAuth makes callers of JSON Web Tokens (RFC 7519) under the rules of RFC 8725.
 type jwtAuth struct {
 	issuers   map[string]*jwtIssuer
@@ -69,9 +67,6 @@ func newJWTAuth(cfg Auth, operators []Operator, now func() time.Time) *jwtAuth {
 			for _, name := range j.Algorithms {
 				i.algorithms = append(i.algorithms, jose.SignatureAlgorithm(name))
 			}
-		}
-		if i.ClockSkew == 0 {
-			i.ClockSkew = defaultClockSkew
 		}
 		i.identity, _ = parseIdentity(j.Identity) // Validate has parsed it
 		a.issuers[j.Issuer] = i

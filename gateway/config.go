@@ -44,8 +44,6 @@ type Config struct {
 	Limits Limits `yaml:"limits"`
 	// Orders is about asynchronous issue.
 	Orders Orders `yaml:"orders"`
-	// Dispatch is about the way to the signers.
-	Dispatch DispatcherConfig `yaml:"dispatch"`
 	// NATS is the broker between gateways and signers.
 	NATS config.NATS `yaml:"nats"`
 	// Ledger is the database.
@@ -103,7 +101,7 @@ type JWTIssuer struct {
 	// slashes: "{sub}", which is what empty means, or
 	// "spiffe://example.test/ns/{kubernetes.io/namespace}/sa/{kubernetes.io/serviceaccount/name}".
 	Identity string `yaml:"identity"`
-	// ClockSkew is tolerated between the issuer's clock and ours; at most 5m, 0 means 30s.
+	// ClockSkew is tolerated between the issuer's clock and ours; at most 5m.
 	ClockSkew time.Duration `yaml:"clock_skew"`
 }
 
@@ -191,11 +189,15 @@ func DefaultConfig() Config {
 			SweepInterval: 5 * time.Second, StaleAfter: 30 * time.Second, SweepBatch: 100,
 			MaxAge: 24 * time.Hour, MaxWaiting: 1000,
 		},
-		Dispatch:  DefaultDispatcherConfig(),
 		NATS:      config.DefaultNATS(),
 		Ledger:    config.Ledger{MaxConnections: 4},
 		Telemetry: config.DefaultTelemetry(),
 	}
+}
+
+// DefaultJWTIssuer returns the defaults of each entry of auth.jwt.
+func DefaultJWTIssuer() JWTIssuer {
+	return JWTIssuer{Identity: "{sub}", ClockSkew: 30 * time.Second}
 }
 
 // Validate reports everything that is wrong, with the keys' names. It opens no file.
@@ -220,9 +222,6 @@ func (c Config) Validate() error {
 	}
 	c.Limits.validate(&e)
 	c.Orders.validate(&e)
-	if err := c.Dispatch.Validate(); err != nil {
-		e = append(e, fmt.Errorf("dispatch: %w", err))
-	}
 	return errors.Join(e...)
 }
 

@@ -50,11 +50,12 @@ type Certificates interface {
 
 // OrderStore keeps asynchronous orders.
 type OrderStore interface {
-	// CreateOrder commits the order or returns the one that has its request key.
+	// CreateOrder commits the order under an id that it gives it, or returns the one that
+	// has its request key; a Conflict when that one was for another CSR.
 	CreateOrder(ctx context.Context, o ledger.Order) (order ledger.Order, created bool, err error)
 	// Order returns an order with its certificate, if it has one.
 	Order(ctx context.Context, id string) (ledger.Order, error)
-	// FailOrder ends an order that has no certificate.
+	// FailOrder ends an order, unless it is settled or its certificate exists.
 	FailOrder(ctx context.Context, id string, failure []byte) error
 	// ClaimStaleOrders returns orders without an outcome that nobody has claimed for
 	// olderThan, and claims them, so that of many gateways one gets each.
@@ -63,21 +64,23 @@ type OrderStore interface {
 
 // TokenStore keeps enrollment tokens by the hash of their secret.
 type TokenStore interface {
-	// CreateToken stores a token with its audit entry.
-	CreateToken(ctx context.Context, t ledger.Token) error
-	// Tokens pages by key.
-	Tokens(ctx context.Context, pageToken string, limit int) ([]ledger.Token, string, error)
-	// DeleteToken ends a token and records who did it.
-	DeleteToken(ctx context.Context, id, actor string) error
-	// Token returns an Unauthenticated problem where there is no such token.
-	Token(ctx context.Context, hash [sha256.Size]byte) (ledger.Token, error)
+	// CreateToken stores a token and returns it with its id and time.
+	CreateToken(ctx context.Context, t ledger.Token) (ledger.Token, error)
+	// Tokens returns all tokens, the newest first.
+	Tokens(ctx context.Context) ([]ledger.Token, error)
+	// DeleteToken ends a token at once; an unknown id is a NotFound problem.
+	DeleteToken(ctx context.Context, id string) error
+	// TokenByHash returns an Unauthenticated problem for an unknown or expired token.
+	TokenByHash(ctx context.Context, hash [sha256.Size]byte) (ledger.Token, error)
 	// UseToken takes one use of the token for a request, once per request key: a retry
 	// takes nothing. A token that is used up or expired is an Unauthenticated problem.
-	UseToken(ctx context.Context, hash [sha256.Size]byte, key ledger.RequestKey) error
+	UseToken(ctx context.Context, hash [sha256.Size]byte, key ledger.RequestKey) (ledger.Token, error)
 }
 
-// AuditTrail reads the audit chain.
+// AuditTrail is the audit chain.
 type AuditTrail interface {
+	// AppendAudit adds an entry at the chain's end.
+	AppendAudit(ctx context.Context, e ledger.AuditEntry) (ledger.AuditEntry, error)
 	// Audit returns entries after a sequence number, in its order.
 	Audit(ctx context.Context, after int64, limit int) ([]ledger.AuditEntry, error)
 }
@@ -97,6 +100,13 @@ type Ledger interface {
 	AuditTrail
 	IssuerSource
 }
+
+// The parts for production.
+var (
+	_ Ledger    = (*ledger.Ledger)(nil)
+	_ Signer    = (*Dispatcher)(nil)
+	_ Announcer = (*Events)(nil)
+)
 
 // Deps are the parts that a Gateway works with. Ledger and Signer are required.
 type Deps struct {

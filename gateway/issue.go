@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"sync"
@@ -26,6 +27,8 @@ const maxLifetime = 30 * 365 * 24 * time.Hour
 type prepared struct {
 	requestID string
 	key       ledger.RequestKey
+	csr       [sha256.Size]byte
+	reuse     time.Duration
 	request   *profile.Request
 	sign      *queuev1.SignRequest
 }
@@ -103,7 +106,7 @@ func (s *service) prepare(ctx context.Context, c *Caller, requestID string, r *c
 	if r.RequestId != "" {
 		requestID = r.RequestId
 	}
-	return &prepared{requestID: requestID, key: key, request: request, sign: sign}, nil
+	return &prepared{requestID: requestID, key: key, csr: parsed.SHA256, reuse: window, request: request, sign: sign}, nil
 }
 
 func checkIssue(r *certmillv1.IssueRequest) error {
@@ -141,7 +144,8 @@ func (s *service) spend(ctx context.Context, c *Caller, key ledger.RequestKey) e
 	if c.grant == nil {
 		return nil
 	}
-	return s.ledger.UseToken(ctx, c.grant.hash, key)
+	_, err := s.ledger.UseToken(ctx, c.grant.hash, key)
+	return err
 }
 
 // priority lets a workload that has nothing go before one that renews in good time.

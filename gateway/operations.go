@@ -2,6 +2,8 @@ package gateway
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,7 +37,11 @@ func (s *service) createToken(ctx context.Context, c *Caller, r *certmillv1.Crea
 	}
 	var secret string
 	secret, t.Hash = newSecret()
-	if err := s.ledger.CreateToken(ctx, t); err != nil {
+	if t, err = s.ledger.CreateToken(ctx, t); err != nil {
+		return nil, err
+	}
+	// Without its entry in the audit trail the token does not become known to anybody.
+	if err := s.audit(ctx, c, "enrollment_token.create", t.ID, fmt.Sprintf("profile %s, names %q, %d uses", t.Profile, t.Names, t.Uses)); err != nil {
 		return nil, err
 	}
 	return &certmillv1.CreateEnrollmentTokenResponse{Token: tokenMessage(&t), Secret: secret}, nil
@@ -69,10 +75,9 @@ func (s *service) newToken(c *Caller, r *certmillv1.CreateEnrollmentTokenRequest
 			return ledger.Token{}, problem.Rejected("names", "token_names", "a name is exact, or \"*.\" and a domain for one label below it")
 		}
 	}
-	now := s.now().UTC().Truncate(time.Microsecond) // what the ledger keeps
 	return ledger.Token{
-		ID: uuid.NewString(), Profile: r.Profile, Names: r.Names, Uses: uses,
-		Expires: now.Add(lifetime), Owner: r.Owner, CreatedBy: c.ID, Created: now,
+		Profile: r.Profile, Names: r.Names, Uses: uses, Owner: r.Owner, CreatedBy: c.ID,
+		Expires: s.now().UTC().Add(lifetime).Truncate(time.Microsecond), // what the ledger keeps
 	}, nil
 }
 
@@ -84,11 +89,22 @@ func (s *service) listTokens(ctx context.Context, c *Caller, r *certmillv1.ListE
 	if err != nil {
 		return nil, err
 	}
-	tokens, next, err := s.ledger.Tokens(ctx, r.PageToken, size)
+	tokens, err := s.ledger.Tokens(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out := &certmillv1.ListEnrollmentTokensResponse{NextPageToken: next}
+	if r.PageToken != "" {
+		i := slices.IndexFunc(tokens, func(t ledger.Token) bool { return t.ID == r.PageToken })
+		if i < 0 {
+			return nil, problem.Rejected("page_token", "page_token", "the page token is not one of this list, or its token has left the list; start again")
+		}
+		tokens = tokens[i+1:]
+	}
+	out := &certmillv1.ListEnrollmentTokensResponse{}
+	if len(tokens) > size {
+		tokens = tokens[:size]
+		out.NextPageToken = tokens[size-1].ID
+	}
 	for i := range tokens {
 		out.Tokens = append(out.Tokens, tokenMessage(&tokens[i]))
 	}
@@ -102,10 +118,22 @@ func (s *service) deleteToken(ctx context.Context, c *Caller, r *certmillv1.Dele
 	if _, err := uuid.Parse(r.Id); err != nil || len(r.Id) != 36 {
 		return nil, problem.Rejected("id", "token_id", "a token's id is a UUID")
 	}
-	if err := s.ledger.DeleteToken(ctx, r.Id, c.ID); err != nil {
+	// The entry comes first: a token must not be gone without a trace.
+	if err := s.audit(ctx, c, "enrollment_token.delete", r.Id, ""); err != nil {
+		return nil, err
+	}
+	if err := s.ledger.DeleteToken(ctx, r.Id); err != nil {
 		return nil, err
 	}
 	return &certmillv1.DeleteEnrollmentTokenResponse{}, nil
+}
+
+func (s *service) audit(ctx context.Context, c *Caller, action, subject, detail string) error {
+	_, err := s.ledger.AppendAudit(ctx, ledger.AuditEntry{Actor: c.ID, Action: action, Subject: subject, Detail: detail})
+	if err != nil {
+		return fmt.Errorf("recording %s: %w", action, err)
+	}
+	return nil
 }
 
 func tokenMessage(t *ledger.Token) *certmillv1.EnrollmentToken {

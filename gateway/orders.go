@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -32,42 +31,28 @@ func (s *service) submit(ctx context.Context, c *Caller, requestID string, r *ce
 	if err := s.spend(ctx, c, p.key); err != nil {
 		return nil, err
 	}
-	id := uuid.NewString()
-	p.sign.OrderId = id
 	p.sign.DeadlineUnixMs = 0 // set each time it is queued
 	encoded, err := proto.Marshal(p.sign)
 	if err != nil {
 		return nil, fmt.Errorf("encoding an order: %w", err)
 	}
 	order, created, err := s.ledger.CreateOrder(ctx, ledger.Order{
-		ID: id, Caller: c.ID, RequestKey: p.key, RequestID: r.RequestId, Request: encoded,
-		State: ledger.OrderPending, Created: s.now(),
+		Caller: c.ID, RequestKey: p.key, CSR: p.csr, ReuseUntil: s.now().Add(p.reuse),
+		RequestID: r.RequestId, Request: encoded,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if !created {
-		return s.orderOfRetry(ctx, &order, p.sign)
-	}
-	if err := s.enqueueOrder(ctx, p.sign); err != nil {
-		s.log.Warn("an order could not be queued yet; the sweep will do it", "order", id, "error", err)
+	if created {
+		if err := s.enqueueOrder(ctx, order.ID, p.sign); err != nil {
+			s.log.Warn("an order could not be queued yet; the sweep will do it", "order", order.ID, "error", err)
+		}
 	}
 	return s.orderMessage(ctx, &order)
 }
 
-// orderOfRetry answers a repeated Submit with the first order, if it is the same.
-func (s *service) orderOfRetry(ctx context.Context, order *ledger.Order, again *queuev1.SignRequest) (*certmillv1.Order, error) {
-	var first queuev1.SignRequest
-	if err := proto.Unmarshal(order.Request, &first); err != nil {
-		return nil, fmt.Errorf("reading order %s: %w", order.ID, err)
-	}
-	if !bytes.Equal(first.CsrSha256, again.CsrSha256) {
-		return nil, conflict()
-	}
-	return s.orderMessage(ctx, order)
-}
-
-func (s *service) enqueueOrder(ctx context.Context, r *queuev1.SignRequest) error {
+func (s *service) enqueueOrder(ctx context.Context, id string, r *queuev1.SignRequest) error {
+	r.OrderId = id
 	// Twice the time until the sweep looks again: a signer that is late still signs,
 	// and the ledger makes one certificate of both.
 	r.DeadlineUnixMs = s.now().Add(2 * s.cfg.Orders.StaleAfter).UnixMilli()
@@ -125,6 +110,8 @@ func (s *service) awaitOrder(ctx context.Context, c *Caller, id string, wait tim
 func (s *service) orderMessage(ctx context.Context, o *ledger.Order) (*certmillv1.Order, error) {
 	m := &certmillv1.Order{Id: o.ID, Created: timestamppb.New(o.Created), RequestId: o.RequestID, State: certmillv1.Order_STATE_PENDING}
 	switch {
+	case o.State == ledger.OrderIssued && o.Certificate == nil: // expired, and gone from the ledger
+		m.State = certmillv1.Order_STATE_ISSUED
 	case o.Certificate != nil:
 		i, err := s.issuers.get(ctx, o.Certificate.Issuer)
 		if err != nil {
@@ -191,7 +178,7 @@ func (s *service) requeue(ctx context.Context, o *ledger.Order) error {
 		return s.failOrder(ctx, o, &problem.Error{Kind: problem.Internal, Detail: "the order cannot be read", Cause: err})
 	}
 	r.Seen = true
-	return s.enqueueOrder(ctx, &r)
+	return s.enqueueOrder(ctx, o.ID, &r)
 }
 
 func (s *service) failOrder(ctx context.Context, o *ledger.Order, cause *problem.Error) error {

@@ -52,8 +52,7 @@ func (s *service) revoke(ctx context.Context, c *Caller, r *certmillv1.RevokeReq
 		return revocationMessage(earlier), nil
 	}
 	recorded, first, err := s.ledger.Revoke(ctx, ledger.Revocation{
-		Serial: n, Issuer: cert.Issuer, Reason: int16(r.Reason), RevokedAt: s.now().UTC().Truncate(time.Second),
-		RevokedBy: c.ID, Comment: r.Comment, NotAfter: cert.NotAfter, Services: cert.Revocation,
+		Serial: n, Reason: int16(r.Reason), RevokedBy: c.ID, Comment: r.Comment,
 	})
 	if err != nil {
 		return nil, err
