@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/miekg/pkcs11"
 	"go.opentelemetry.io/otel/codes"
+
+	"github.com/certmill/certmill/internal/problem"
 )
 
 // Key is a private key in a token. It is a crypto.Signer, safe for concurrent use,
@@ -28,7 +31,7 @@ var _ crypto.Signer = (*Key)(nil)
 // Key returns the key that an RFC 7512 URI names, by object, id or both; where the
 // URI names a token too, it must be this one. The public key is read from the token,
 // and a test signature shows that the two belong together. Calls with the same URI
-// return the same Key.
+// return the same Key. A key that the token does not hold is problem.NotFound.
 func (t *Token) Key(ctx context.Context, uri string) (*Key, error) {
 	return t.KeyFor(ctx, uri, nil)
 }
@@ -53,13 +56,21 @@ func (t *Token) KeyFor(ctx context.Context, uri string, public crypto.PublicKey)
 	t.mu.Unlock()
 	if k == nil {
 		if k, err = t.bind(ctx, want, public); err != nil {
-			return nil, fmt.Errorf("finding the key %s: %w", want, err)
+			return nil, notFound(want, err)
 		}
 	}
 	if public != nil && !samePublic(public, k.public) {
 		return nil, fmt.Errorf("the key %s in the token is not the one expected", want)
 	}
 	return t.remember(uri, k), nil
+}
+
+// notFound gives a missing key its kind; the token's other failures are Unavailable.
+func notFound(want URI, err error) error {
+	if errors.Is(err, errKeyMissing) {
+		return &problem.Error{Kind: problem.NotFound, Field: "key", Detail: "the token does not hold the key " + want.String(), Cause: err}
+	}
+	return fmt.Errorf("finding the key %s: %w", want, err)
 }
 
 // remember keeps the first key of a URI, and the first of all for test signatures.

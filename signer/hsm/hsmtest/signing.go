@@ -147,8 +147,8 @@ func labelOnce(t *testing.T, b Backend) {
 
 func missingKey(t *testing.T, b Backend) {
 	token, _ := open(t, b)
-	if _, err := token.Key(t.Context(), "pkcs11:object=no%20such%20key"); err == nil {
-		t.Error("a key that is not there was found")
+	if _, err := token.Key(t.Context(), "pkcs11:object=no%20such%20key"); problem.KindOf(err) != problem.NotFound {
+		t.Errorf("a key that is not there: %v; want not found", err)
 	}
 	if got := token.State().Condition; got != hsm.Ready {
 		t.Errorf("asking for a missing key made the token %s", got)

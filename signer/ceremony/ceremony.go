@@ -1,0 +1,243 @@
+package ceremony
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/signer/hsm"
+)
+
+// CA is a CA as it stands in the ledger and in the token.
+type CA struct {
+	Issuer      ledger.Issuer
+	Certificate *x509.Certificate
+	// Made says that this ceremony made the certificate.
+	Made bool
+
+	key *hsm.Key
+}
+
+// Delegate is a delegated OCSP signer as it stands in the ledger and in the token.
+type Delegate struct {
+	Signer      ledger.OCSPSigner
+	Certificate *x509.Certificate
+	// Made says that this ceremony made the certificate.
+	Made bool
+}
+
+// Result is a whole CA.
+type Result struct {
+	Root, Issuing CA
+	OCSP          Delegate
+}
+
+// ceremony is one run.
+type ceremony struct {
+	Deps
+	spec  Spec
+	token *hsm.Token
+	book  Registrar
+}
+
+// Init makes what is missing of the CA that spec describes, and returns the whole.
+// What is there already is taken as it is, even where spec says otherwise now. It
+// fails where the ledger knows a CA whose key the token does not hold: a second key
+// under its name is made by nobody unasked.
+func Init(ctx context.Context, spec Spec, token *hsm.Token, book Registrar, deps Deps) (*Result, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	c := &ceremony{Deps: deps.withDefaults(), spec: spec, token: token, book: book}
+	// Step 1: the root.
+	root, err := c.ca(ctx, spec.Root, nil)
+	if err != nil {
+		return nil, fmt.Errorf("making the root CA: %w", err)
+	}
+	// Step 2: the issuing CA.
+	issuing, err := c.ca(ctx, spec.Issuing, root)
+	if err != nil {
+		return nil, fmt.Errorf("making the issuing CA: %w", err)
+	}
+	// Step 3: the OCSP delegate.
+	delegate, err := c.delegate(ctx, issuing)
+	if err != nil {
+		return nil, fmt.Errorf("making the OCSP signer: %w", err)
+	}
+	return &Result{Root: *root, Issuing: *issuing, OCSP: *delegate}, nil
+}
+
+// RenewOCSPSigner makes a new certificate for the OCSP delegate of the issuing CA
+// where the present one ends within spec.OCSP.RenewBefore, and returns the one to use.
+func RenewOCSPSigner(ctx context.Context, spec Spec, token *hsm.Token, book Registrar, deps Deps) (*Delegate, error) {
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	c := &ceremony{Deps: deps.withDefaults(), spec: spec, token: token, book: book}
+	issuing, err := c.registered(ctx, spec.Issuing.Name)
+	if err != nil {
+		return nil, err
+	}
+	if issuing == nil {
+		return nil, problem.New(problem.NotFound, "the ledger has no issuing CA %q; make it with \"certmill ca init\"", spec.Issuing.Name)
+	}
+	d, err := c.delegate(ctx, issuing)
+	if err != nil {
+		return nil, fmt.Errorf("renewing the OCSP signer: %w", err)
+	}
+	return d, nil
+}
+
+// ca returns the CA that spec names, made where the ledger does not have it. A nil
+// parent makes it a root.
+func (c *ceremony) ca(ctx context.Context, spec CASpec, parent *CA) (*CA, error) {
+	there, err := c.registered(ctx, spec.Name)
+	if there != nil || err != nil {
+		return there, err
+	}
+	key, err := c.key(ctx, spec.Name, spec.KeyAlgorithm)
+	if err != nil {
+		return nil, err
+	}
+	template := caTemplate(spec, parent == nil)
+	// The root serves no requests: its generation is never the active one of a signer.
+	row := ledger.Issuer{Name: spec.Name, State: ledger.IssuerRetired, KeyURI: key.URI()}
+	signer := &CA{key: key}
+	var signerID int32
+	if parent != nil {
+		signer, signerID = parent, parent.Issuer.ID
+		row.State = ledger.IssuerActive
+		row.Chain = append([][]byte{parent.Issuer.DER}, parent.Issuer.Chain...)
+	}
+	cert, err := c.issue(ctx, request{
+		template: template, public: key.Public(), signer: signer, issuer: signerID, lifetime: spec.Lifetime.D(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	row.DER = cert.Raw
+	if row.ID, err = c.book.PutIssuer(ctx, row); err != nil {
+		return nil, fmt.Errorf("registering %q: %w", spec.Name, err)
+	}
+	c.Log.Info("CA made", "name", spec.Name, "subject", cert.Subject.String(), "until", cert.NotAfter, "id", row.ID)
+	return &CA{Issuer: row, Certificate: cert, Made: true, key: key}, nil
+}
+
+// registered returns the newest generation of a CA that the ledger knows, the active
+// one before all, with its key; nil where there is none.
+func (c *ceremony) registered(ctx context.Context, name string) (*CA, error) {
+	rows, err := c.book.Issuers(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the issuers: %w", err)
+	}
+	var row *ledger.Issuer
+	for i := range rows {
+		r := &rows[i]
+		if r.Name == name && (row == nil || r.State == ledger.IssuerActive || row.State != ledger.IssuerActive && r.ID > row.ID) {
+			row = r
+		}
+	}
+	if row == nil {
+		return nil, nil
+	}
+	cert, err := x509.ParseCertificate(row.DER)
+	if err != nil {
+		return nil, fmt.Errorf("the ledger's certificate of %q: %w", name, err)
+	}
+	key, err := c.token.KeyFor(ctx, row.KeyURI, cert.PublicKey)
+	if err != nil {
+		return nil, fmt.Errorf("the key of %q, which the ledger knows: %w", name, err)
+	}
+	return &CA{Issuer: *row, Certificate: cert, key: key}, nil
+}
+
+// key returns the key with this label, made where the token does not have it: a
+// ceremony that was ended before it could register the key left it there.
+func (c *ceremony) key(ctx context.Context, label string, algorithm hsm.Algorithm) (*hsm.Key, error) {
+	key, err := c.token.Key(ctx, hsm.URI{Object: label}.String())
+	if problem.KindOf(err) != problem.NotFound {
+		return key, err
+	}
+	return c.token.GenerateKey(ctx, hsm.KeySpec{Label: label, Algorithm: algorithm})
+}
+
+// delegate returns the OCSP signer of the issuing CA, with a new certificate where
+// there is none or it ends soon. The key stays the same.
+func (c *ceremony) delegate(ctx context.Context, issuing *CA) (*Delegate, error) {
+	spec := c.spec.OCSP
+	there, err := c.newestDelegate(ctx, issuing)
+	if err != nil {
+		return nil, err
+	}
+	if there != nil && c.Now().Before(there.Certificate.NotAfter.Add(-spec.RenewBefore.D())) {
+		return there, nil
+	}
+	// A delegate is as long-lived as its CA at most; then there is nothing to renew.
+	if there != nil && !there.Certificate.NotAfter.Before(issuing.Certificate.NotAfter) {
+		return there, nil
+	}
+	key, err := c.key(ctx, delegateLabel(issuing), spec.KeyAlgorithm)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := c.issue(ctx, request{
+		template: ocspTemplate(issuing.Certificate), public: key.Public(),
+		signer: issuing, issuer: issuing.Issuer.ID, lifetime: spec.Lifetime.D(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	row := ledger.OCSPSigner{Issuer: issuing.Issuer.ID, DER: cert.Raw, KeyURI: key.URI()}
+	if row.ID, err = c.book.PutOCSPSigner(ctx, row); err != nil {
+		return nil, fmt.Errorf("registering the OCSP signer: %w", err)
+	}
+	c.Log.Info("OCSP signer made", "issuer", issuing.Issuer.Name, "until", cert.NotAfter, "id", row.ID)
+	return &Delegate{Signer: row, Certificate: cert, Made: true}, nil
+}
+
+// delegateLabel names the delegate's key by the generation of its issuer, so that
+// every generation has its own.
+func delegateLabel(issuing *CA) string {
+	return fmt.Sprintf("%s ocsp %x", issuing.Issuer.Name, issuing.Certificate.SubjectKeyId[:tagSize])
+}
+
+func (c *ceremony) newestDelegate(ctx context.Context, issuing *CA) (*Delegate, error) {
+	rows, err := c.book.OCSPSigners(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the OCSP signers: %w", err)
+	}
+	var newest *Delegate
+	for _, row := range rows {
+		if row.Issuer != issuing.Issuer.ID {
+			continue
+		}
+		cert, err := x509.ParseCertificate(row.DER)
+		if err != nil {
+			return nil, fmt.Errorf("the ledger's OCSP signer %d: %w", row.ID, err)
+		}
+		if newest == nil || cert.NotAfter.After(newest.Certificate.NotAfter) {
+			newest = &Delegate{Signer: row, Certificate: cert}
+		}
+	}
+	return newest, nil
+}
+
+// validity returns the times of a certificate that begins at now and lies within its
+// issuer's. A nil issuer bounds nothing.
+func (c *ceremony) validity(lifetime time.Duration, issuer *x509.Certificate) (notBefore, notAfter time.Time, err error) {
+	now := c.Now().UTC().Truncate(time.Second)
+	notBefore, notAfter = now.Add(-c.spec.Backdate.D()), now.Add(lifetime)
+	if issuer != nil {
+		notBefore = slices.MaxFunc([]time.Time{notBefore, issuer.NotBefore}, time.Time.Compare)
+		notAfter = slices.MinFunc([]time.Time{notAfter, issuer.NotAfter}, time.Time.Compare)
+	}
+	if !notAfter.After(now) {
+		return notBefore, notAfter, errors.New("the issuer's certificate has expired")
+	}
+	return notBefore, notAfter, nil
+}
