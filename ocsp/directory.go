@@ -18,7 +18,7 @@ type Issuer struct {
 	ID          int32
 	Certificate *x509.Certificate
 
-	ids [numHashes]issuerID
+	ids [Hashes]issuerID
 }
 
 // issuerID is the two hashes by which a CertID names an issuer.
@@ -32,7 +32,7 @@ func NewIssuer(id int32, certificate *x509.Certificate) (*Issuer, error) {
 	}
 	name1, key1 := sha1.Sum(certificate.RawSubject), sha1.Sum(key)
 	name256, key256 := sha256.Sum256(certificate.RawSubject), sha256.Sum256(key)
-	return &Issuer{ID: id, Certificate: certificate, ids: [numHashes]issuerID{
+	return &Issuer{ID: id, Certificate: certificate, ids: [Hashes]issuerID{
 		SHA1:   {string(name1[:]), string(key1[:])},
 		SHA256: {string(name256[:]), string(key256[:])},
 	}}, nil
@@ -135,7 +135,7 @@ func (d *Directory) addSigner(id int32, s SharedSigner) error {
 // Several generations of one issuer have keys of their own, so the hashes of one
 // CertID name one of them.
 func (d *Directory) find(id *CertID) (serial.Number, bool) {
-	if id.Hash >= numHashes {
+	if id.Hash >= Hashes {
 		return serial.Number{}, false
 	}
 	issuer := d.byID[issuerID{string(id.NameHash), string(id.KeyHash)}]

@@ -27,7 +27,7 @@ type Template struct {
 	Issuer   *Issuer
 	Signer   *x509.Certificate
 
-	data       [numHashes][numKinds]dataTemplate
+	data       [Hashes][numKinds]dataTemplate
 	digest     crypto.Hash // 0 for Ed25519, which signs the message itself
 	coordinate int         // octets of an ECDSA coordinate; 0 for other keys
 	sigSize    int         // octets of a signature in a Record
@@ -66,7 +66,7 @@ var (
 	tagExplicit1 = asn1.Tag(1).ContextSpecific().Constructed()
 	tagExplicit2 = asn1.Tag(2).ContextSpecific().Constructed()
 
-	hashOIDs = [numHashes][]byte{SHA1: oidSHA1, SHA256: oidSHA256}
+	hashOIDs = [Hashes][]byte{SHA1: oidSHA1, SHA256: oidSHA256}
 )
 
 // NewTemplate prepares the answers of a signer whose certificate the issuer signed
@@ -92,7 +92,7 @@ func NewTemplate(id int32, issuer *Issuer, signer *x509.Certificate) (*Template,
 		return nil, err
 	}
 	responder := sha1.Sum(key)
-	for h := range numHashes {
+	for h := range Hashes {
 		for kind := range numKinds {
 			t.data[h][kind] = newDataTemplate(responder[:], h, issuer.ids[h], kind)
 		}

@@ -50,11 +50,12 @@ type keys struct {
 	shared  string // HASH of what all answers share
 	changes string // STREAM of revocations and of changes of shared
 	leases  string // HASH of which presigner works on what
+	healing string // HASH of what was swept since Redis was last empty
 }
 
 func newKeys(namespace string) keys {
 	p := namespace + ":ocsp:"
-	return keys{shard: p + "s:", shared: p + "shared", changes: p + "changes", leases: p + "leases"}
+	return keys{shard: p + "s:", shared: p + "shared", changes: p + "changes", leases: p + "leases", healing: p + "healing"}
 }
 
 func (k *keys) shardKey(shard uint16) string {

@@ -39,7 +39,7 @@ type Status struct {
 type Record struct {
 	Status
 	Signer     int32
-	Signatures [numHashes]string // by Hash; empty where there is none
+	Signatures [Hashes]string // by Hash; empty where there is none
 }
 
 const (
@@ -54,7 +54,7 @@ const (
 
 var errRecord = errors.New("not a record of an OCSP answer")
 
-var hashFlags = [numHashes]byte{SHA1: flagSHA1, SHA256: flagSHA256}
+var hashFlags = [Hashes]byte{SHA1: flagSHA1, SHA256: flagSHA256}
 
 // AppendTo appends the encoded record. It fails where a time cannot be held: before
 // 1970, after 2106, or out of order.

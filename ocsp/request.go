@@ -34,8 +34,9 @@ type Hash uint8
 const (
 	SHA1 Hash = iota
 	SHA256
-	numHashes
-	otherHash = numHashes
+	// Hashes is the number of them.
+	Hashes
+	otherHash = Hashes
 )
 
 // Algorithm identifiers and extensions by the content octets of their OIDs.

@@ -85,8 +85,8 @@ func (s *Store) PutShared(ctx context.Context, shared *Shared) error {
 	return s.announceShared(ctx)
 }
 
-// SetComplete says whether Redis holds an answer for everything in the ledger.
-func (s *Store) SetComplete(ctx context.Context, complete bool) error {
+// setComplete says whether Redis holds an answer for everything in the ledger.
+func (s *Store) setComplete(ctx context.Context, complete bool) error {
 	var err error
 	if complete {
 		err = s.client.HSet(ctx, s.keys.shared, fieldComplete, "1").Err()

@@ -74,6 +74,9 @@ type Item struct {
 	Written Written
 }
 
+// Revoked reports whether the item's record is a revoked one.
+func (i *Item) Revoked() bool { return i.Record != "" && i.Record[0]&flagRevoked != 0 }
+
 // Put writes items unless better records stand, each by itself, and fills in their
 // Written. After an error some may have been written; all may be put again.
 func (s *Store) Put(ctx context.Context, items []Item) error {

@@ -1,0 +1,54 @@
+package presign
+
+import (
+	"context"
+	"maps"
+
+	"github.com/certmill/certmill/ocsp"
+)
+
+// watchRedis looks for signs that Redis has lost records until ctx ends, and has them
+// made again.
+func (p *Presigner) watchRedis(ctx context.Context) {
+	var before *ocsp.Health
+	compact := false
+	p.every(ctx, p.cfg.HealthPoll, "watching Redis", func(ctx context.Context) error {
+		ctx, cancel := p.redis(ctx)
+		defer cancel()
+		now, err := p.store.Health(ctx)
+		if err != nil {
+			return err
+		}
+		p.metrics.redisBytes.Set(float64(now.UsedBytes))
+		if before != nil && lost(before, &now) {
+			p.deps.Log.Warn("Redis was restarted, has failed over or was emptied; its records are made again from the ledger", "keys_before", before.Keys, "keys", now.Keys)
+			p.metrics.losses.Inc()
+			if err := p.store.Lost(ctx); err != nil {
+				return err
+			}
+			if err := p.republish(ctx); err != nil {
+				return err
+			}
+			compact = false
+			p.sweepSoon()
+		}
+		before = &now
+		if !compact { // asked once for every start of a server
+			if compact, err = p.store.Compact(ctx); err != nil {
+				return err
+			}
+			p.metrics.setCompact(compact)
+			if !compact {
+				p.deps.Log.Warn("Redis keeps records in its larger form, about 250 bytes each instead of 190; set hash-max-listpack-value to 256 in its configuration")
+				compact = true
+			}
+		}
+		return nil
+	})
+}
+
+// lost compares two looks at Redis. Shards come and go only with many certificates, so
+// a sudden fall of their number means that keys were taken away.
+func lost(before, now *ocsp.Health) bool {
+	return !maps.Equal(before.Servers, now.Servers) || now.Keys < before.Keys-before.Keys/8-64 || before.Keys > 0 && now.Keys == 0
+}
