@@ -51,6 +51,17 @@ type request struct {
 	w      http.ResponseWriter
 	id     string // the path's last segment, where the path has one
 	caller *Caller
+	// outlasts is true where the deadline is beyond the server's read timeout.
+	outlasts bool
+}
+
+// received ends the time that the caller has for sending. On HTTP/1.1 the server
+// would otherwise take the end of that time for the caller's going away.
+func (r *request) received() {
+	if r.outlasts {
+		// An error says that the connection is gone, which the answer will find out.
+		_ = http.NewResponseController(r.w).SetReadDeadline(time.Time{})
+	}
 }
 
 func newResource(methods map[string]*endpoint) *resource {
@@ -131,11 +142,13 @@ func (h *httpAPI) serve(ctx context.Context, x *exchange, e *endpoint, w http.Re
 		}
 		defer h.service.inFlight.release(1)
 	}
-	ctx, cancel, err := h.withDeadline(ctx, x.route, r.Request)
+	timeout, err := h.timeout(x.route, r.Request)
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	r.outlasts = timeout >= h.service.cfg.Limits.ReadTimeout
 	if !e.open {
 		r.caller, err = h.auth.authenticate(ctx, authCredentials{tls: r.TLS, authorization: header(r.Request, "Authorization")})
 		if err != nil {
@@ -146,9 +159,9 @@ func (h *httpAPI) serve(ctx context.Context, x *exchange, e *endpoint, w http.Re
 	return e.serve(ctx, x, w, r)
 }
 
-// withDeadline bounds the call: by "Prefer: wait=<seconds>" (RFC 7240 section 4.3)
+// timeout bounds the call: by "Prefer: wait=<seconds>" (RFC 7240 section 4.3)
 // where the caller sent it, else by the default.
-func (h *httpAPI) withDeadline(ctx context.Context, rt route, r *http.Request) (context.Context, context.CancelFunc, error) {
+func (h *httpAPI) timeout(rt route, r *http.Request) (time.Duration, error) {
 	limits := &h.service.cfg.Limits
 	timeout := limits.CallTimeout
 	if rt == routeGetOrder {
@@ -162,13 +175,12 @@ func (h *httpAPI) withDeadline(ctx context.Context, rt route, r *http.Request) (
 			}
 			seconds, err := strconv.Atoi(strings.TrimSpace(value))
 			if err != nil || seconds < 1 {
-				return nil, nil, problem.Rejected("prefer", "wait", "the preference wait is a number of seconds, at least 1")
+				return 0, problem.Rejected("prefer", "wait", "the preference wait is a number of seconds, at least 1")
 			}
 			timeout = time.Duration(min(seconds, int(limits.MaxCallTimeout/time.Second))) * time.Second
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	return ctx, cancel, nil
+	return timeout, nil
 }
 
 // header returns a header by its canonical name, without the cost of making it so.

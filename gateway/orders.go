@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,7 +127,7 @@ func (s *service) orderMessage(ctx context.Context, o *ledger.Order) (*certmillv
 			return nil, fmt.Errorf("reading the failure of order %s: %w", o.ID, err)
 		}
 		m.State = certmillv1.Order_STATE_FAILED
-		m.Problem = problemMessage(problem.FromFailure(&f), o.RequestID)
+		m.Problem = problemMessage(problem.FromFailure(&f), cmp.Or(o.RequestID, o.ID))
 	}
 	return m, nil
 }
