@@ -1,0 +1,73 @@
+package ledgertest
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/ledger"
+)
+
+var openTests = map[string]func(*testing.T, *env){
+	"migrating again changes nothing, and the status says so": migrateAgain,
+	"an old schema is refused with what to run":               oldSchema,
+	"a server that is not there is Unavailable":               noServer,
+	"a password file that is missing is named":                noPassword,
+	"ping": ping,
+}
+
+func migrateAgain(t *testing.T, e *env) {
+	cfg := config.Ledger{URL: e.url}
+	entry := e.entry(t, 1000)
+	commitOne(t, e.Ledger, entry)
+	noError(t, ledger.Migrate(t.Context(), cfg))
+	_, _, err := e.Certificate(t.Context(), entry.Serial)
+	noError(t, err)
+	steps, err := ledger.MigrationStatus(t.Context(), cfg)
+	noError(t, err)
+	for i, s := range steps {
+		if s.Version != int64(i+1) || s.Applied.IsZero() || s.File == "" {
+			t.Errorf("step %+v", s)
+		}
+	}
+	if len(steps) == 0 {
+		t.Error("no steps")
+	}
+}
+
+func oldSchema(t *testing.T, e *env) {
+	_, err := e.connect(t).Exec(t.Context(), `UPDATE goose_db_version SET version_id = 0`)
+	noError(t, err)
+	_, err = ledger.Open(t.Context(), config.Ledger{URL: e.url}, ledger.Deps{})
+	if _, ok := errors.AsType[*ledger.SchemaError](err); !ok {
+		t.Errorf("error is %v", err)
+	}
+	_, err = e.connect(t).Exec(t.Context(), `DROP TABLE goose_db_version`)
+	noError(t, err)
+	_, err = ledger.Open(t.Context(), config.Ledger{URL: e.url}, ledger.Deps{})
+	if s, ok := errors.AsType[*ledger.SchemaError](err); !ok || s.Have != 0 {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func noServer(t *testing.T, _ *env) {
+	_, err := ledger.Open(t.Context(), config.Ledger{URL: "postgres://nobody@127.0.0.1:1/none?sslmode=disable"}, ledger.Deps{})
+	wantKind(t, err, problem.Unavailable)
+}
+
+func noPassword(t *testing.T, e *env) {
+	missing := filepath.Join(t.TempDir(), "none")
+	if _, err := ledger.Open(t.Context(), config.Ledger{URL: e.url, PasswordFile: missing}, ledger.Deps{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("error is %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "password")
+	noError(t, os.WriteFile(file, []byte("unused where the server trusts\n"), 0o600))
+	l, err := ledger.Open(t.Context(), config.Ledger{URL: e.url, PasswordFile: file}, ledger.Deps{})
+	noError(t, err)
+	l.Close()
+}
+
+func ping(t *testing.T, e *env) { noError(t, e.Ping(t.Context())) }
