@@ -27,7 +27,9 @@ var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 func (s *Spec) setDefaults() {
 	setDefault(&s.Subject.CommonName, CommonNameEmpty)
 	setDefault(&s.Names.Max, csr.MaxNames)
-	setDefault(&s.Names.Min, 1)
+	if s.Subject.CommonName != CommonNameRequired {
+		setDefault(&s.Names.Min, 1) // a certificate names somebody
+	}
 	for _, r := range []*NameRule{&s.Names.DNS, &s.Names.IP, &s.Names.URI, &s.Names.Email} {
 		setDefault(&r.Source, SourceCSR)
 		if r.Source == SourceIdentity {
@@ -139,9 +141,6 @@ func (p *Profile) compileNames(f *faults) {
 	}
 	if len(n.DNS.Allow)+len(n.IP.Allow)+len(n.URI.Allow)+len(n.Email.Allow) == 0 && n.Min > 0 {
 		f.add("names", "no kind allows a name, and min is %d", n.Min)
-	}
-	if n.Min == 0 && p.Subject.CommonName != CommonNameRequired {
-		f.add("names.min", "0 needs subject.common_name: required, for a certificate names somebody")
 	}
 }
 

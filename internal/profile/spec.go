@@ -101,7 +101,8 @@ type Subject struct {
 type Names struct {
 	// Max bounds the names of all kinds together; default 100, which is also the most.
 	Max int `yaml:"max" json:"max"`
-	// Min is the least number of names of all kinds together; default 1.
+	// Min is the least number of names of all kinds together; default 1, and 0 where
+	// subject.common_name is required.
 	Min int `yaml:"min" json:"min"`
 	// DNS patterns: "a.example.test" is itself, "*.example.test" any one label before
 	// it, "**.example.test" one or more; "**" alone is every name.
