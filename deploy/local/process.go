@@ -96,18 +96,26 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 // Done is closed when the child has ended and has been waited for.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err says how the child ended, with the end of its log; nil while it runs.
-func (p *Process) Err() error {
+// Status says how the child ended, for example "signal: killed"; "" while it runs.
+func (p *Process) Status() string {
 	select {
 	case <-p.done:
 	default:
+		return ""
+	}
+	if p.err != nil {
+		return p.err.Error()
+	}
+	return "exit status 0"
+}
+
+// Err says how the child ended, with the end of its log; nil while it runs.
+func (p *Process) Err() error {
+	status := p.Status()
+	if status == "" {
 		return nil
 	}
-	how := "exit status 0"
-	if p.err != nil {
-		how = p.err.Error()
-	}
-	return fmt.Errorf("%s ended (%s); the end of %s:\n%s", p.name, how, p.log, logTail(p.log))
+	return fmt.Errorf("%s ended (%s); the end of %s:\n%s", p.name, status, p.log, logTail(p.log))
 }
 
 // Signal sends a signal to the child; it is no error that the child has ended.

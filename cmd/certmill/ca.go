@@ -1,0 +1,222 @@
+//go:build cgo
+
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certmill/certmill/cmd/certmill/roles"
+	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/signer"
+	"github.com/certmill/certmill/signer/ceremony"
+	"github.com/certmill/certmill/signer/hsm"
+)
+
+func caCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "ca", Short: "Set up and show the CA; needs the HSM", Args: cobra.NoArgs,
+		Long: `Set up and show the CA. These commands take a signer's configuration: its first token
+holds the keys, its ledger the certificates.`,
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(caInitCommand(), caRenewCommand(), caShowCommand(), caIssueCommand())
+	return c
+}
+
+// desk is what a ca command works at: the token and the ledger.
+type desk struct {
+	cfg   signer.Config
+	book  *ledger.Ledger
+	token *hsm.Token // nil unless asked for
+}
+
+// atDesk opens the ledger and, withToken, the first token, for work.
+func atDesk(ctx context.Context, s roles.Source, withToken bool, work func(*desk) error) (err error) {
+	d := &desk{}
+	if d.cfg, err = roles.LoadSigner(s); err != nil {
+		return usageError{err}
+	}
+	d.cfg.Ledger.MaxConnections = 2
+	if d.book, err = ledger.Open(ctx, d.cfg.Ledger, ledger.Deps{}); err != nil {
+		return err
+	}
+	defer d.book.Close()
+	if withToken {
+		token := d.cfg.Tokens[0]
+		token.Sessions = 1
+		if d.token, err = hsm.Open(ctx, token, hsm.Deps{}); err != nil {
+			return err
+		}
+		defer func() {
+			closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			err = errors.Join(err, d.token.Close(closing))
+		}()
+	}
+	return work(d)
+}
+
+// loadSpec reads what CA to make: defaults, then a file.
+func loadSpec(file string) (ceremony.Spec, error) {
+	spec, err := config.Load(ceremony.DefaultSpec(), config.Source{Role: "ca", File: file, Environ: os.Environ()})
+	if err != nil {
+		return spec, usageError{err}
+	}
+	return spec, nil
+}
+
+func caInitCommand() *cobra.Command {
+	var specFile, out string
+	c := &cobra.Command{
+		Use: "init", Short: "Make what is missing of the CA: root, issuing CA, OCSP signer; safe to repeat", Args: cobra.NoArgs,
+	}
+	source := sourceFlags(c)
+	c.Flags().StringVar(&specFile, "spec", "", "file that says what CA to make (default: P-384 root, P-256 issuing CA)")
+	c.Flags().StringVar(&out, "out", "", "folder for root.pem and issuing.pem")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		spec, err := loadSpec(specFile)
+		if err != nil {
+			return err
+		}
+		return atDesk(c.Context(), *source, true, func(d *desk) error {
+			made, err := ceremony.Init(c.Context(), spec, d.token, d.book, ceremony.Deps{})
+			if err != nil {
+				return err
+			}
+			if out != "" {
+				if err := writeCertificates(out, map[string]*x509.Certificate{"root.pem": made.Root.Certificate, "issuing.pem": made.Issuing.Certificate}); err != nil {
+					return err
+				}
+			}
+			report := []caReport{
+				reportCA("root", made.Root.Certificate, made.Root.Issuer.KeyURI, made.Root.Made),
+				reportCA("issuing", made.Issuing.Certificate, made.Issuing.Issuer.KeyURI, made.Issuing.Made),
+				reportCA("ocsp signer", made.OCSP.Certificate, made.OCSP.Signer.KeyURI, made.OCSP.Made),
+			}
+			return newPrinter(c).result(report, func(w *writer) { caText(w, report) })
+		})
+	}
+	return c
+}
+
+func caRenewCommand() *cobra.Command {
+	var specFile string
+	c := &cobra.Command{
+		Use: "renew-ocsp", Short: "Renew the OCSP signer's certificate where it is due; run it daily", Args: cobra.NoArgs,
+	}
+	source := sourceFlags(c)
+	c.Flags().StringVar(&specFile, "spec", "", "the file that `ca init` was given")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		spec, err := loadSpec(specFile)
+		if err != nil {
+			return err
+		}
+		return atDesk(c.Context(), *source, true, func(d *desk) error {
+			delegate, err := ceremony.RenewOCSPSigner(c.Context(), spec, d.token, d.book, ceremony.Deps{})
+			if err != nil {
+				return err
+			}
+			report := []caReport{reportCA("ocsp signer", delegate.Certificate, delegate.Signer.KeyURI, delegate.Made)}
+			return newPrinter(c).result(report, func(w *writer) { caText(w, report) })
+		})
+	}
+	return c
+}
+
+func caShowCommand() *cobra.Command {
+	c := &cobra.Command{Use: "show", Short: "Show the CA's certificates as the ledger has them", Args: cobra.NoArgs}
+	source := sourceFlags(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return atDesk(c.Context(), *source, false, func(d *desk) error {
+			report, err := readCA(c.Context(), d.book)
+			if err != nil {
+				return err
+			}
+			return newPrinter(c).result(report, func(w *writer) { caText(w, report) })
+		})
+	}
+	return c
+}
+
+func readCA(ctx context.Context, book *ledger.Ledger) ([]caReport, error) {
+	issuers, err := book.Issuers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	signers, err := book.OCSPSigners(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var report []caReport
+	add := func(name, der, key string) error {
+		cert, err := x509.ParseCertificate([]byte(der))
+		if err != nil {
+			return fmt.Errorf("the ledger's certificate of %s: %w", name, err)
+		}
+		report = append(report, reportCA(name, cert, key, false))
+		return nil
+	}
+	for _, i := range issuers {
+		if err := add(fmt.Sprintf("%s (%s, generation %d)", i.Name, i.State, i.ID), string(i.DER), i.KeyURI); err != nil {
+			return nil, err
+		}
+	}
+	for _, s := range signers {
+		if err := add(fmt.Sprintf("ocsp signer of generation %d", s.Issuer), string(s.DER), s.KeyURI); err != nil {
+			return nil, err
+		}
+	}
+	return report, nil
+}
+
+// caReport is one certificate of the CA.
+type caReport struct {
+	Name     string    `json:"name"`
+	Subject  string    `json:"subject"`
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"not_after"`
+	Key      string    `json:"key"`
+	Made     bool      `json:"made"` // by this command
+	PEM      string    `json:"pem"`
+}
+
+func reportCA(name string, cert *x509.Certificate, key string, made bool) caReport {
+	return caReport{
+		Name: name, Subject: cert.Subject.String(), Serial: fmt.Sprintf("%x", cert.SerialNumber), NotAfter: cert.NotAfter.UTC(),
+		Key: key, Made: made, PEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})),
+	}
+}
+
+func caText(w *writer, report []caReport) {
+	for _, r := range report {
+		state := ""
+		if r.Made {
+			state = "  (made now)"
+		}
+		w.line("%s%s", r.Name, state)
+		w.line("  subject    %s", r.Subject)
+		w.line("  serial     %s", r.Serial)
+		w.line("  valid to   %s", when(r.NotAfter))
+		w.line("  key        %s", r.Key)
+	}
+}
+
+func writeCertificates(dir string, files map[string]*x509.Certificate) error {
+	for name, cert := range files {
+		data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+//go:build cgo
+
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"os/user"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/certmill/certmill/internal/csr"
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/ledger"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+	"github.com/certmill/certmill/signer"
+)
+
+func caIssueCommand() *cobra.Command {
+	var r requestFlags
+	c := &cobra.Command{
+		Use:   "issue",
+		Short: "Issue on the signer's machine, without gateway and queue; the profile must allow the caller kind \"local\"",
+		Long: `Issue on the signer's machine, without gateway and queue: for the first certificates of
+an installation, such as the gateway's own. Profile, lint, ledger and audit trail are
+those of every certificate. The profile must allow the caller kind "local".`,
+		Args: cobra.NoArgs,
+	}
+	source := sourceFlags(c)
+	r.add(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		return atDesk(c.Context(), *source, true, func(d *desk) error { return d.issue(c, &r) })
+	}
+	return c
+}
+
+func (d *desk) issue(c *cobra.Command, r *requestFlags) error {
+	message, err := r.request(c)
+	if err != nil {
+		return err
+	}
+	cert, err := d.certify(c.Context(), message)
+	if err != nil {
+		r.discardKey()
+		return err
+	}
+	return r.deliver(c, cert)
+}
+
+// certify issues one certificate on the signer's path.
+func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *certmillv1.Certificate, err error) {
+	profiles, err := profile.LoadDir(d.cfg.ProfilesDir)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	if m.Profile == "" {
+		return nil, usage("--profile is needed here; there is no gateway with a default")
+	}
+	p, err := profiles.Get(m.Profile)
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := csr.Parse(m.Csr)
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := d.issuer(ctx, p.Issuer)
+	if err != nil {
+		return nil, err
+	}
+	key, err := d.token.Key(ctx, issuer.KeyURI)
+	if err != nil {
+		return nil, err
+	}
+	actor := localCaller()
+	direct, err := signer.NewDirect(ctx, signer.DirectConfig{
+		Name: "ca-issue", Actor: actor, Issuer: issuer, Key: key, TokenSerial: d.token.Info().Serial, Profiles: profiles, LintShare: 1,
+	}, d.book, signer.Deps{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, direct.Close(context.WithoutCancel(ctx))) }()
+	request := profile.FromCSR(parsed)
+	request.Profile = m.Profile
+	request.Caller = profile.Caller{ID: actor, Kind: profile.KindLocal, Identity: actor}
+	request.Lifetime = m.GetLifetime().AsDuration()
+	request.Owner, request.Service, request.Environment = m.Metadata.Owner, m.Metadata.Service, m.Metadata.Environment
+	out, err := direct.Issue(ctx, signer.DirectRequest{Request: request, CSR: parsed.SHA256, RequestID: m.RequestId, Reuse: time.Hour})
+	if err != nil {
+		return nil, err
+	}
+	return asMessage(out, issuer, m.RequestId), nil
+}
+
+// issuer returns the active generation of an issuer.
+func (d *desk) issuer(ctx context.Context, name string) (ledger.Issuer, error) {
+	issuers, err := d.book.Issuers(ctx)
+	if err != nil {
+		return ledger.Issuer{}, err
+	}
+	i := slices.IndexFunc(issuers, func(i ledger.Issuer) bool { return i.Name == name && i.State == "active" })
+	if i < 0 {
+		return ledger.Issuer{}, problem.New(problem.NotFound, "the ledger has no active issuer %q; make the CA with `certmill ca init`", name)
+	}
+	return issuers[i], nil
+}
+
+// localCaller is who holds the HSM's PIN here.
+func localCaller() string {
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		return "local:" + u.Username
+	}
+	return "local:unknown"
+}
+
+// asMessage makes the API's certificate of a ledger row.
+func asMessage(out ledger.Outcome, issuer ledger.Issuer, requestID string) *certmillv1.Certificate {
+	row := out.Certificate
+	cert := &certmillv1.Certificate{
+		Serial: row.Serial.String(), Der: row.DER, Issuer: issuer.Name, Profile: row.Profile, ProfileVersion: row.ProfileVersion,
+		Names: row.Names, NotBefore: timestamppb.New(row.NotBefore), NotAfter: timestamppb.New(row.NotAfter), Caller: row.Caller,
+		Metadata:  &certmillv1.Metadata{Owner: row.Owner, Service: row.Service, Environment: row.Environment},
+		RequestId: requestID, Duplicate: out.Duplicate, SpkiSha256: hex.EncodeToString(row.SPKI[:]),
+	}
+	// The chain ends before the root, which the last of issuer.Chain is.
+	cert.Chain = append(cert.Chain, issuer.DER)
+	for _, der := range issuer.Chain[:max(0, len(issuer.Chain)-1)] {
+		cert.Chain = append(cert.Chain, der)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Der})
+	for _, der := range cert.Chain {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	cert.Pem = string(text)
+	return cert
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"testing"
+
+	"github.com/certmill/certmill/cmd/certmill/roles"
+	"github.com/certmill/certmill/internal/config"
+)
+
+func TestTheCheckedInReferenceIsTheGeneratedOne(t *testing.T) {
+	want, err := reference()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile("../../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("docs/configuration.md is not what the source says: run `make generate`")
+	}
+}
+
+// Two keys with one environment variable could not be told apart.
+func TestEveryKeyHasACommentOrSharesOneAndAVariableOfItsOwn(t *testing.T) {
+	root, err := moduleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newComments(root)
+	for _, role := range roles.All() {
+		seen := map[string]string{}
+		first := map[string]bool{}
+		for _, f := range config.Fields(addressable(role.Defaults)) {
+			doc, err := c.of(f.Struct, f.Name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if structName := f.Struct.String(); doc == "" && !first[structName] {
+				t.Errorf("%s: %s has no comment", role.Name, f.Key)
+			} else {
+				first[structName] = true
+			}
+			name := config.EnvName(role.Name, f.Key)
+			if other, taken := seen[name]; taken {
+				t.Errorf("%s: %s and %s share %s", role.Name, other, f.Key, name)
+			}
+			seen[name] = f.Key
+		}
+	}
+}

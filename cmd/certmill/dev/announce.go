@@ -1,0 +1,37 @@
+package dev
+
+import (
+	"strings"
+)
+
+// announce says where everything is and what to try, each line ready to be pasted.
+func (d *dev) announce() {
+	var operators strings.Builder
+	for _, c := range d.roles {
+		operators.WriteString("  " + pad(c.name, 14) + "http://" + c.operator + "/metrics · pid " + d.path("run", c.name+".pid") + "\n")
+	}
+	d.say(`
+certmill is up. All data lies in %s; Ctrl-C stops everything, and the next start goes on with it.
+
+  REST          https://%s   (its description: /openapi.yaml)
+  gRPC          %s
+  OCSP          http://%s/
+%s
+Metrics, health and profiles of each role:
+%s
+Try next, in another terminal:
+  %s issue --profile server --dns web.test
+  %s inspect web.test.pem
+  openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout my.key -subj / -addext subjectAltName=DNS:my.test -out my.csr
+  curl --cacert %s --cert %s --key %s --data-binary @my.csr 'https://localhost:%s/v1/certificates?profile=server'
+  %s revoke web.test.pem --reason superseded
+  kill -9 $(cat %s)     # a signer dies; nothing is lost, and it comes back
+  %s loadtest --help`,
+		d.Dir, d.ports.gateway, d.ports.grpc, d.ports.ocsp, d.describeServers(), operators.String(),
+		d.shown, d.shown, d.path("root.pem"), d.path("operator.pem"), d.path("operator.key"), port(d.ports.gateway),
+		d.shown, d.path("run", "signer-1.pid"), d.shown)
+}
+
+func pad(s string, n int) string { return s + strings.Repeat(" ", max(1, n-len(s))) }
+
+func port(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }

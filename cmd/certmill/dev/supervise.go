@@ -1,0 +1,167 @@
+package dev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/certmill/certmill/deploy/local"
+)
+
+const (
+	restartMin = 100 * time.Millisecond
+	restartMax = 5 * time.Second
+	// settled is how long a role must live for its next restart to be quick again.
+	settled = 10 * time.Second
+	// stopGrace is how long a role may take to end in order.
+	stopGrace = 30 * time.Second
+	// readyWithin bounds the wait for the roles at the start.
+	readyWithin = 90 * time.Second
+)
+
+// child is a role in a process of its own.
+type child struct {
+	name string
+	args []string
+	// operator is the host:port of its operator's listener.
+	operator string
+
+	log, pid string // files
+	stop     chan struct{}
+	done     chan struct{}
+}
+
+// startRoles starts every role under supervision, in the order of settings.
+func (d *dev) startRoles(context.Context) error {
+	if err := os.MkdirAll(d.dir.Path("run"), 0o700); err != nil {
+		return err
+	}
+	for _, c := range d.roles {
+		var err error
+		if c.log, err = d.dir.Log(c.name); err != nil {
+			return err
+		}
+		c.pid = d.dir.Path("run", c.name+".pid")
+		process, err := d.launch(c)
+		if err != nil {
+			return err
+		}
+		c.stop, c.done = make(chan struct{}), make(chan struct{})
+		go d.keep(c, process)
+	}
+	return nil
+}
+
+func (d *dev) launch(c *child) (*local.Process, error) {
+	p, err := local.Start(local.Command{Name: c.name, Path: d.binary, Args: c.args, Env: d.environment(), Log: c.log})
+	if err != nil {
+		return nil, err
+	}
+	return p, os.WriteFile(c.pid, []byte(strconv.Itoa(p.PID())+"\n"), 0o644)
+}
+
+// environment is what the roles inherit. The garbage collector is told that memory
+// is cheaper here than the two cores that all parts share.
+func (d *dev) environment() []string {
+	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
+	if os.Getenv("GOGC") == "" {
+		env = append(env, "GOGC=300")
+	}
+	return env
+}
+
+// keep restarts a role that ends, waiting longer each time, until stop is closed;
+// then it ends the role in order.
+func (d *dev) keep(c *child, p *local.Process) {
+	defer close(c.done)
+	wait, since := restartMin, time.Now()
+	for {
+		if p != nil {
+			select {
+			case <-c.stop:
+				if err := p.Stop(syscall.SIGTERM, stopGrace); err != nil {
+					d.say("%v", err)
+				}
+				_ = os.Remove(c.pid)
+				return
+			case <-p.Done():
+			}
+			if time.Since(since) > settled {
+				wait = restartMin
+			}
+			d.say("%s ended (%s); starting it again in %s; its log: %s", c.name, p.Status(), wait, d.path("log", filepath.Base(c.log)))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-c.stop:
+			timer.Stop()
+			_ = os.Remove(c.pid)
+			return
+		case <-timer.C:
+		}
+		wait, since = min(2*wait, restartMax), time.Now()
+		var err error
+		if p, err = d.launch(c); err != nil {
+			d.say("%v", err)
+		}
+	}
+}
+
+// stopRoles ends the roles, the last started first: the gateway before the signers,
+// so that what was accepted is still signed.
+func (d *dev) stopRoles() {
+	for _, c := range slices.Backward(d.roles) {
+		if c.stop == nil {
+			continue
+		}
+		close(c.stop)
+		<-c.done
+	}
+}
+
+// waitReady waits until every role's /readyz says so.
+func (d *dev) waitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyWithin)
+	defer cancel()
+	for _, c := range d.roles {
+		for {
+			err := ask(ctx, c.operator)
+			if err == nil {
+				break
+			}
+			if !pause(ctx, 50*time.Millisecond) {
+				return fmt.Errorf("%s is not ready after %s: %w; its log: %s", c.name, readyWithin, err, d.path("log", filepath.Base(c.log)))
+			}
+		}
+	}
+	return nil
+}
+
+// ask returns nil when the role at an operator's listener is ready.
+func ask(ctx context.Context, operator string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+operator+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	response, err := operators.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, 4<<10))
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = errors.New(string(body))
+	}
+	return err
+}
+
+// operators asks the roles' operator listeners.
+var operators = &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1, IdleConnTimeout: 10 * time.Second}}

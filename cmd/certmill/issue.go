@@ -1,0 +1,180 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/certmill/certmill/cmd/certmill/client"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+)
+
+// requestFlags are what `issue` and `order submit` ask for.
+type requestFlags struct {
+	profile, csrFile, keyOut, keyType, out string
+	names                                  requestNames
+	lifetime                               time.Duration
+	requestID                              string
+	owner, service, environment            string
+	force                                  bool
+}
+
+func (r *requestFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&r.profile, "profile", "", "certificate profile (default: the gateway's)")
+	f.StringVar(&r.csrFile, "csr", "", "bring a CSR, PEM or DER; - is standard input (default: make key and CSR)")
+	f.StringVar(&r.names.commonName, "cn", "", "common name")
+	f.StringSliceVar(&r.names.dns, "dns", nil, "DNS name; may be repeated")
+	f.StringSliceVar(&r.names.ip, "ip", nil, "IP address; may be repeated")
+	f.StringSliceVar(&r.names.uri, "uri", nil, "URI, for example spiffe://example.test/ns/a/sa/b; may be repeated")
+	f.StringSliceVar(&r.names.email, "email", nil, "email address; may be repeated")
+	f.StringVar(&r.keyType, "key-type", "ecdsa-p256", "ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096 or ed25519")
+	f.StringVar(&r.keyOut, "key-out", "", "file for the new private key (default: <first name>.key)")
+	f.StringVar(&r.out, "out", "", "file for the certificate and its chain; - is standard output (default: <first name>.pem)")
+	f.DurationVar(&r.lifetime, "lifetime", 0, "how long the certificate is to live (default: the profile's)")
+	f.StringVar(&r.requestID, "request-id", "", "idempotency key: the same key gets the same certificate (default: a new one)")
+	f.StringVar(&r.owner, "owner", "", "who answers for the certificate")
+	f.StringVar(&r.service, "service", "", "the workload that holds it")
+	f.StringVar(&r.environment, "environment", "", `for example "production"`)
+	f.BoolVar(&r.force, "force", false, "overwrite existing files")
+	c.MarkFlagsMutuallyExclusive("csr", "key-out")
+	for _, name := range []string{"dns", "ip", "uri", "email", "cn"} {
+		c.MarkFlagsMutuallyExclusive("csr", name)
+	}
+}
+
+func issueCommand() *cobra.Command {
+	var r requestFlags
+	c := &cobra.Command{
+		Use:   "issue",
+		Short: "Get a certificate; makes the key and the CSR too",
+		Example: `  certmill issue --profile server --dns web.test
+  certmill issue --csr my.csr --out my.pem
+  openssl req … | certmill issue --csr - --out -`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withGateway(c, func(ctx context.Context, g *client.Client) error { return issue(ctx, c, g, &r) })
+		},
+	}
+	r.add(c)
+	addContextFlags(c)
+	return c
+}
+
+func issue(ctx context.Context, c *cobra.Command, g *client.Client, r *requestFlags) error {
+	request, err := r.request(c)
+	if err != nil {
+		return err
+	}
+	var response *certmillv1.IssueResponse
+	err = g.Retry(ctx, func(ctx context.Context) (err error) {
+		response, err = g.Issue(ctx, request)
+		return err
+	})
+	if err != nil {
+		r.discardKey()
+		return err
+	}
+	return r.deliver(c, response.GetCertificate())
+}
+
+// request makes the message. A key that it makes is on disk before anybody is asked
+// for a certificate: a certificate without its key is worth nothing.
+func (r *requestFlags) request(c *cobra.Command) (*certmillv1.IssueRequest, error) {
+	if r.requestID == "" {
+		r.requestID = uuid.NewString()
+	}
+	request := &certmillv1.IssueRequest{
+		Profile: r.profile, RequestId: r.requestID,
+		Metadata: &certmillv1.Metadata{Owner: r.owner, Service: r.service, Environment: r.environment},
+	}
+	if r.lifetime != 0 {
+		request.Lifetime = durationpb.New(r.lifetime)
+	}
+	var err error
+	if r.csrFile != "" {
+		request.Csr, err = readInput(c, r.csrFile)
+		return request, err
+	}
+	base := r.names.first()
+	if base == "" {
+		return nil, usage("what name is the certificate for? Give --dns, --ip, --uri, --email or --cn, or a CSR by --csr")
+	}
+	if r.keyOut == "" {
+		r.keyOut = base + ".key"
+	}
+	if r.out == "" {
+		r.out = base + ".pem"
+		// Asked before the key is made, so that nothing is left lying about.
+		if _, err := os.Stat(r.out); err == nil && !r.force {
+			return nil, usage("%s exists: give --out, or --force to overwrite it", r.out)
+		}
+	}
+	key, csr, err := r.names.newKeyAndCSR(r.keyType)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	request.Csr = csr
+	return request, r.writeFile(r.keyOut, key, 0o600)
+}
+
+// discardKey removes a key that got no certificate, so that the command can be repeated.
+func (r *requestFlags) discardKey() {
+	if r.keyOut != "" {
+		_ = os.Remove(r.keyOut)
+	}
+}
+
+// deliver writes the certificate where it was asked for and says what it is.
+func (r *requestFlags) deliver(c *cobra.Command, cert *certmillv1.Certificate) error {
+	p := newPrinter(c)
+	toStdout := r.out == "-" || (r.out == "" && !p.json)
+	switch {
+	case toStdout && !p.json:
+		_, err := fmt.Fprint(c.OutOrStdout(), cert.GetPem())
+		return err
+	case !toStdout && r.out != "":
+		if err := r.writeFile(r.out, []byte(cert.GetPem()), 0o644); err != nil {
+			return err
+		}
+	}
+	return p.result(cert, func(w *writer) {
+		certificateText(w, cert)
+		w.line("written to    %s", strings.Join(nonEmpty(r.out, r.keyOut), ", "))
+	})
+}
+
+// writeFile creates a file; it overwrites one only with --force.
+func (r *requestFlags) writeFile(path string, data []byte, mode os.FileMode) error {
+	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
+	if r.force {
+		flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
+	}
+	f, err := os.OpenFile(path, flags, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return usage("%s exists: choose another file, or --force to overwrite it", path)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Close())
+}
+
+func nonEmpty(words ...string) []string {
+	var kept []string
+	for _, w := range words {
+		if w != "" {
+			kept = append(kept, w)
+		}
+	}
+	return kept
+}

@@ -1,0 +1,141 @@
+// Command certmill is the whole service in one binary: every role, the tools of
+// operators, and `dev`, which runs all of it on one machine. This folder only wires.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/telemetry"
+)
+
+// The exit codes; they are part of the interface (see long).
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitInvalid     = 3
+	exitRefused     = 4
+	exitNotFound    = 5
+	exitConflict    = 6
+	exitUnavailable = 7
+)
+
+const long = `certmill issues X.509 certificates at the rate of a fleet, with keys in an HSM.
+
+Start with "certmill dev": the whole service on this machine. Then "certmill issue".
+
+Exit codes: 0 done · 1 failed · 2 wrong usage or configuration · 3 the request is not
+valid · 4 no credential, or not allowed · 5 not found · 6 conflicts with an earlier
+request · 7 overloaded or not available, the same command may be repeated.`
+
+func main() {
+	// Ctrl-C asks for an orderly end; a second one ends the process at once.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// run is main without the process: it returns the exit code.
+func run(ctx context.Context, args []string) int {
+	root := newRoot()
+	root.SetArgs(args)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	newPrinter(command).failure(err)
+	return exitCode(err)
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:               "certmill",
+		Short:             "A certificate authority for fleets",
+		Long:              long,
+		Version:           telemetry.Version,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
+		Args:              cobra.NoArgs,
+		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usage("%w; see `%s --help`", err, c.CommandPath())
+	})
+	root.PersistentFlags().StringP("output", "o", "text", "text or json")
+	root.AddGroup(
+		&cobra.Group{ID: "start", Title: "Start here:"},
+		&cobra.Group{ID: "certificates", Title: "Certificates:"},
+		&cobra.Group{ID: "roles", Title: "Roles of the service:"},
+		&cobra.Group{ID: "operate", Title: "Operate:"},
+	)
+	for group, commands := range map[string][]*cobra.Command{
+		"start":        {devCommand()},
+		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
+		"roles":        {gatewayCommand(), signerCommand(), ocspCommand()},
+		"operate":      {caCommand(), ledgerCommand(), configCommand(), versionCommand()},
+	} {
+		for _, c := range commands {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	return root
+}
+
+// usageError is a mistake in the command line or the configuration.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func usage(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+func exitCode(err error) int {
+	var u usageError
+	if errors.As(err, &u) {
+		return exitUsage
+	}
+	var p *problem.Error
+	if !errors.As(err, &p) {
+		return exitFailed
+	}
+	switch p.Kind {
+	case problem.Invalid:
+		return exitInvalid
+	case problem.Unauthenticated, problem.Denied:
+		return exitRefused
+	case problem.NotFound:
+		return exitNotFound
+	case problem.Conflict:
+		return exitConflict
+	case problem.Overloaded, problem.Unavailable:
+		return exitUnavailable
+	default:
+		return exitFailed
+	}
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Say which build this is", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			version, revision := telemetry.Build()
+			return newPrinter(c).result(
+				map[string]any{"version": version, "revision": revision, "pkcs11": hasPKCS11},
+				func(w *writer) {
+					w.line("certmill %s (revision %s)", version, revision)
+					if !hasPKCS11 {
+						w.line("built without cgo: gateway, responder and tools only")
+					}
+				})
+		},
+	}
+}

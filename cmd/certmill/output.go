@@ -1,0 +1,126 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/certmill/certmill/cmd/certmill/client"
+	"github.com/certmill/certmill/internal/problem"
+)
+
+// printer writes a command's result in the form that -o asks for.
+type printer struct {
+	json     bool
+	out, err io.Writer
+}
+
+func newPrinter(c *cobra.Command) printer {
+	form, _ := c.Flags().GetString("output")
+	return printer{json: form == "json", out: c.OutOrStdout(), err: c.ErrOrStderr()}
+}
+
+// writer writes lines of text for a person.
+type writer struct {
+	to  io.Writer
+	err error
+}
+
+func (w *writer) line(format string, args ...any) {
+	if w.err == nil {
+		_, w.err = fmt.Fprintf(w.to, format+"\n", args...)
+	}
+}
+
+// result writes value as JSON, or lets text write for a person. value may be a
+// protobuf message: its JSON is that of the REST API.
+func (p printer) result(value any, text func(*writer)) error {
+	if !p.json {
+		w := &writer{to: p.out}
+		text(w)
+		return w.err
+	}
+	if m, ok := value.(proto.Message); ok {
+		data, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+		if err != nil {
+			return err
+		}
+		value = json.RawMessage(data)
+	}
+	encoder := json.NewEncoder(p.out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(value)
+}
+
+// failure writes an error to standard error, with what to do next.
+func (p printer) failure(err error) {
+	var e *problem.Error
+	if !errors.As(err, &e) {
+		e = &problem.Error{Detail: err.Error()}
+	} else if e.Cause != nil && e.Kind == problem.Internal {
+		// On the command line there is no log to look the cause up in.
+		e = &problem.Error{Kind: e.Kind, Detail: err.Error()}
+	}
+	if p.json {
+		_ = json.NewEncoder(p.err).Encode(map[string]any{
+			"kind": e.Kind, "detail": e.Detail, "field": e.Field, "rule": e.Rule,
+			"retry_after_seconds": e.RetryAfter.Seconds(), "exit_code": exitCode(err),
+		})
+		return
+	}
+	text := e.Detail
+	if e.Field != "" {
+		text = e.Field + ": " + text
+	}
+	if e.Rule != "" {
+		text += " (rule " + e.Rule + ")"
+	}
+	fmt.Fprintln(p.err, "certmill:", text)
+	if next := advice(e); next != "" && !errors.Is(err, client.ErrNoContext) {
+		fmt.Fprintln(p.err, next)
+	}
+}
+
+// advice says what to do about a kind of failure.
+func advice(e *problem.Error) string {
+	switch e.Kind {
+	case problem.Unauthenticated:
+		return "→ give a client certificate (--cert, --key) or a token (--token-file) that the gateway trusts"
+	case problem.Denied:
+		return "→ the gateway knows you and does not allow this: see `operators` in its configuration and the rules of the profile"
+	case problem.Overloaded:
+		return fmt.Sprintf("→ the service is full; repeat the command in %s", max(e.RetryAfter, time.Second))
+	case problem.Unavailable:
+		return "→ is the gateway up (`certmill dev`, or its /readyz)? Repeating the same command is safe"
+	default:
+		return ""
+	}
+}
+
+func when(t time.Time) string {
+	d := time.Until(t).Round(time.Second)
+	if d > 0 {
+		return fmt.Sprintf("%s (in %s)", t.UTC().Format(time.RFC3339), span(d))
+	}
+	return fmt.Sprintf("%s (%s ago)", t.UTC().Format(time.RFC3339), span(-d))
+}
+
+// span writes a duration with its two largest units.
+func span(d time.Duration) string {
+	switch day := 24 * time.Hour; {
+	case d >= day:
+		return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+	case d >= time.Hour:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	case d >= time.Minute:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	default:
+		return d.String()
+	}
+}

@@ -1,0 +1,112 @@
+package roles
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/internal/telemetry"
+	"github.com/certmill/certmill/ledger"
+)
+
+// LedgerConfig is the configuration of the tools that work on the ledger alone.
+type LedgerConfig struct {
+	// Ledger is the database.
+	Ledger config.Ledger `yaml:"ledger"`
+	// MaintainInterval is how often `ledger maintain --every` works where the flag
+	// gives no time of its own.
+	MaintainInterval time.Duration `yaml:"maintain_interval"`
+	// Telemetry is what the maintenance tells of itself.
+	Telemetry config.Telemetry `yaml:"telemetry"`
+}
+
+// DefaultLedger returns the defaults.
+func DefaultLedger() LedgerConfig {
+	return LedgerConfig{Ledger: config.Ledger{MaxConnections: 2}, MaintainInterval: time.Hour, Telemetry: config.DefaultTelemetry()}
+}
+
+// Validate reports everything that is wrong.
+func (c LedgerConfig) Validate() error {
+	var errs []error
+	if c.Ledger.URL == "" {
+		errs = append(errs, errors.New("ledger.url is missing"))
+	}
+	if c.MaintainInterval < time.Minute {
+		errs = append(errs, errors.New("maintain_interval must be at least 1m"))
+	}
+	return errors.Join(errs...)
+}
+
+func ledgerRole() Role {
+	return Role{
+		Name: "ledger", Command: "certmill ledger", Summary: "Schema and upkeep of the ledger.",
+		Defaults: DefaultLedger(),
+		Check: func(s Source) error {
+			_, err := LoadLedger(s)
+			return err
+		},
+	}
+}
+
+// LoadLedger reads the configuration of the ledger's tools.
+func LoadLedger(s Source) (LedgerConfig, error) { return load("ledger", DefaultLedger(), nil, s) }
+
+// openLedger opens the ledger, waiting for a database that is away.
+func openLedger(ctx context.Context, cfg config.Ledger, tel *telemetry.Telemetry) (*ledger.Ledger, error) {
+	return keepTrying(ctx, tel, "the ledger", func(ctx context.Context) (*ledger.Ledger, error) {
+		return ledger.Open(ctx, cfg, ledger.Deps{Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer})
+	}, ledgerMayCome)
+}
+
+// Maintain keeps the ledger in order until ctx ends.
+func Maintain(ctx context.Context, cfg LedgerConfig) error {
+	return serve(ctx, "maintenance", cfg.Telemetry, func(ctx context.Context, tel *telemetry.Telemetry, running func(part)) error {
+		book, err := openLedger(ctx, cfg.Ledger, tel)
+		if err != nil {
+			return err
+		}
+		defer book.Close()
+		m := &maintenance{book: book, tel: tel, every: cfg.MaintainInterval}
+		running(m)
+		return m.Run(ctx)
+	})
+}
+
+// maintenance is the upkeep as a part.
+type maintenance struct {
+	book  *ledger.Ledger
+	tel   *telemetry.Telemetry
+	every time.Duration
+	last  atomic.Pointer[error] // of the last run
+}
+
+// Run maintains at once and then every interval. A run that fails is logged and the
+// next one tries again: what it makes is needed days from now.
+func (m *maintenance) Run(ctx context.Context) error {
+	tick := time.NewTicker(m.every)
+	defer tick.Stop()
+	for {
+		done, err := m.book.Maintain(ctx)
+		m.last.Store(&err)
+		if err != nil && ctx.Err() == nil {
+			m.tel.Log.Error("the ledger's upkeep failed", "error", err)
+		} else if err == nil {
+			m.tel.Log.Info("the ledger is in order", "done", done)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Ready returns how the last run ended.
+func (m *maintenance) Ready() error {
+	if last := m.last.Load(); last != nil {
+		return *last
+	}
+	return errStarting
+}

@@ -1,0 +1,20 @@
+//go:build !cgo
+
+package roles
+
+import (
+	"context"
+	"errors"
+)
+
+// ErrNoPKCS11 is what everything that needs an HSM says in a build without cgo.
+var ErrNoPKCS11 = errors.New("this certmill was built without cgo and cannot load PKCS#11 modules: build it with CGO_ENABLED=1 and a C compiler")
+
+// All lists the roles that this build has.
+func All() []Role { return []Role{gatewayRole(), responderRole(), ledgerRole()} }
+
+// Signer says that this build has none.
+func Signer(context.Context, Source) error { return ErrNoPKCS11 }
+
+// Presigner says that this build has none.
+func Presigner(context.Context, Source) error { return ErrNoPKCS11 }

@@ -1,0 +1,164 @@
+//go:build cgo
+
+package roles
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/internal/telemetry"
+	"github.com/certmill/certmill/ocsp/presign"
+	"github.com/certmill/certmill/signer/hsm"
+)
+
+// PresignerConfig is the presigner's whole configuration.
+type PresignerConfig struct {
+	presign.Config `yaml:",inline"`
+	// Tokens are the HSM tokens that hold the keys of the OCSP signers. Empty: all keys
+	// are files.
+	Tokens []hsm.Config `yaml:"tokens"`
+}
+
+// DefaultPresigner returns the defaults.
+func DefaultPresigner() PresignerConfig { return PresignerConfig{Config: presign.DefaultConfig()} }
+
+// Validate reports everything that is wrong.
+func (c PresignerConfig) Validate() error {
+	errs := []error{c.Config.Validate()}
+	for i, t := range c.Tokens {
+		if err := t.Validate(); err != nil {
+			errs = append(errs, fmt.Errorf("tokens[%d]: %w", i, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func presignerRole() Role {
+	return Role{
+		Name: "presigner", Command: "certmill ocsp presigner", Summary: "Signs OCSP answers ahead of time and at once on revocation.",
+		Defaults: DefaultPresigner(), Elements: hsmElements,
+		Check: func(s Source) error {
+			_, err := load("presigner", DefaultPresigner(), hsmElements, s)
+			return err
+		},
+	}
+}
+
+// Presigner runs a presigner until ctx ends.
+func Presigner(ctx context.Context, s Source) error {
+	cfg, err := load("presigner", DefaultPresigner(), hsmElements, s)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, "presigner", cfg.Telemetry, func(ctx context.Context, tel *telemetry.Telemetry, running func(part)) error {
+		return runPresigner(ctx, cfg, tel, running)
+	})
+}
+
+func runPresigner(ctx context.Context, cfg PresignerConfig, tel *telemetry.Telemetry, running func(part)) error {
+	book, err := openLedger(ctx, cfg.Ledger, tel)
+	if err != nil {
+		return err
+	}
+	defer book.Close()
+	conn, err := queue.Connect(cfg.NATS, "certmill presigner", tel.Log)
+	if err != nil {
+		return err
+	}
+	defer closeQueue(ctx, conn)
+	deps := presign.Deps{Ledger: book, Queue: conn, Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}
+	tokens := &tokens{configs: cfg.Tokens, deps: hsm.Deps{Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}}
+	defer tokens.close(ctx)
+	if len(cfg.Tokens) > 0 {
+		deps.Key = tokens.key
+	}
+	p, err := presign.New(cfg.Config, deps)
+	if err != nil {
+		return err
+	}
+	running(p)
+	return inOrder(ctx, tokens.watch, p.Run)
+}
+
+// tokens opens HSM tokens when a key is first asked of them, and again when that
+// failed. It is safe for concurrent use.
+type tokens struct {
+	configs []hsm.Config
+	deps    hsm.Deps
+
+	mu   sync.Mutex
+	open map[int]*hsm.Token // by the index in configs
+}
+
+// key finds a key in the first token that holds it.
+func (t *tokens) key(ctx context.Context, uri string, public crypto.PublicKey) (presign.ContextSigner, error) {
+	var errs []error
+	for i := range t.configs {
+		token, err := t.token(ctx, i)
+		if err == nil {
+			var key *hsm.Key
+			if key, err = token.KeyFor(ctx, uri, public); err == nil {
+				return key, nil
+			}
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (t *tokens) token(ctx context.Context, i int) (*hsm.Token, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if token := t.open[i]; token != nil {
+		return token, nil
+	}
+	token, err := hsm.Open(ctx, t.configs[i], t.deps)
+	if err != nil {
+		return nil, fmt.Errorf("tokens[%d]: %w", i, err)
+	}
+	if t.open == nil {
+		t.open = map[int]*hsm.Token{}
+	}
+	t.open[i] = token
+	return token, nil
+}
+
+// watch fails as soon as a token can only be used again by a new process.
+func (t *tokens) watch(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		t.mu.Lock()
+		for i, token := range t.open {
+			select {
+			case <-token.Stuck():
+				t.mu.Unlock()
+				return fmt.Errorf("tokens[%d] is stuck; only a new process can use it again", i)
+			default:
+			}
+		}
+		t.mu.Unlock()
+	}
+}
+
+func (t *tokens) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, token := range t.open {
+		if err := token.Close(ctx); err != nil {
+			t.deps.Log.Warn("closing the token", "error", err)
+		}
+	}
+}
