@@ -81,6 +81,9 @@ func (d *Dir) Log(name string) (string, error) {
 	return d.Path("log", name+".log"), nil
 }
 
+// anyPort leaves the choice to the system.
+const anyPort = -1
+
 // Port returns a free TCP port on loopback for a name: the one of the last start,
 // else preferred (0: any), else any. It is remembered for the next start. The port
 // is free when Port looks; a program that takes it in between makes the server's
@@ -88,8 +91,11 @@ func (d *Dir) Log(name string) (string, error) {
 func (d *Dir) Port(name string, preferred int) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, port := range []int{d.ports[name], preferred, 0} {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	for _, port := range []int{d.ports[name], preferred, anyPort} {
+		if port == 0 {
+			continue
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(max(port, 0))))
 		if err != nil {
 			continue
 		}
