@@ -13,6 +13,10 @@ type Config struct {
 	// Module is the path of the vendor's PKCS#11 library, for example
 	// /usr/lib/softhsm/libsofthsm2.so. Several tokens of a process may name the same one.
 	Module string `yaml:"module"`
+	// InitParameters is a text that the module wants from C_Initialize in pReserved. NSS
+	// softokn needs it: configdir='sql:/var/lib/certmill/nss' certPrefix='' keyPrefix=''
+	// secmod='' flags=. Others need none.
+	InitParameters string `yaml:"init_parameters"`
 	// TokenLabel chooses the token by its label.
 	TokenLabel string `yaml:"token_label"`
 	// TokenSerial chooses the token by its serial number. With TokenLabel, both must match.

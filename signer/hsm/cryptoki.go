@@ -3,6 +3,7 @@ package hsm
 import (
 	"fmt"
 	"strings"
+	"unsafe"
 
 	"github.com/miekg/pkcs11"
 )
@@ -31,20 +32,31 @@ type cryptoki interface {
 }
 
 // library is a loaded PKCS#11 library.
-type library struct{ *pkcs11.Ctx }
+type library struct {
+	*pkcs11.Ctx
+	parameters []byte // for C_Initialize, NUL-terminated; nil for none
+}
 
 // loadLibrary loads the library at path. It is never unloaded: modules leave
 // threads and exit handlers behind that would then run in freed memory.
-func loadLibrary(path string) (cryptoki, error) {
+func loadLibrary(path, parameters string) (cryptoki, error) {
 	ctx := pkcs11.New(path)
 	if ctx == nil {
 		return nil, fmt.Errorf("%s cannot be loaded: it is missing, needs another library, or is no PKCS#11 module", path)
 	}
-	return library{ctx}, nil
+	if parameters == "" {
+		return library{Ctx: ctx}, nil
+	}
+	return library{ctx, append([]byte(parameters), 0)}, nil
 }
 
 // Initialize calls C_Initialize with CKF_OS_LOCKING_OK: sessions are used from many threads.
-func (l library) Initialize() error { return l.Ctx.Initialize() }
+func (l library) Initialize() error {
+	if l.parameters == nil {
+		return l.Ctx.Initialize()
+	}
+	return l.Ctx.Initialize(pkcs11.InitializeWithReserved(unsafe.Pointer(&l.parameters[0])))
+}
 
 // tokenText cleans a fixed-width field: the specification pads with blanks, some
 // modules with NUL.

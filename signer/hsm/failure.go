@@ -48,13 +48,15 @@ var remedies = map[pkcs11.Error]Remedy{
 	// v2.40 5.1.6: the function was interrupted or may simply be called again.
 	pkcs11.CKR_CANCEL:            Retry,
 	pkcs11.CKR_FUNCTION_CANCELED: Retry,
-	// v2.40 5.1.1: not enough memory "in this computer"; 5.1.3: in the device.
-	pkcs11.CKR_HOST_MEMORY:   Retry,
+	// v2.40 5.1.3: not enough memory in the device, as for a session copy.
 	pkcs11.CKR_DEVICE_MEMORY: Retry,
-	// Yubico/yubihsm-shell#541, SoftHSM src/lib/SoftHSM.cpp: an internal error whose
-	// session is of no more use.
+	// v2.40 5.1.1: the function failed, and nothing says what helps. A new session shows
+	// at least whether the login still stands.
 	pkcs11.CKR_GENERAL_ERROR:   Reopen,
 	pkcs11.CKR_FUNCTION_FAILED: Reopen,
+	// v2.40 5.1.1: not enough memory in this computer. NSS softokn says so of a key that
+	// it cannot decrypt any more, after a logout (tried: 3.87).
+	pkcs11.CKR_HOST_MEMORY: Reopen,
 
 	// v2.40 5.1.6: the handle does not stand for a key or object, as after a logout
 	// or a re-connect (NLnetLabs/krill#761, openssl-projects/pkcs11-provider#494).
@@ -96,7 +98,7 @@ var remedies = map[pkcs11.Error]Remedy{
 	// v2.40 5.4: someone finalised the module, or a fork lost it (5.4 C_Initialize).
 	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED: Reinitialise,
 	// v2.40 5.5: slots are numbered anew when a module looks again, which some do
-	// only in C_Initialize (SoftHSM: src/lib/slot_mgr/SlotManager.cpp).
+	// only in C_Initialize. NSS softokn says so when it is not initialised (tried: 3.87).
 	pkcs11.CKR_SLOT_ID_INVALID: Reinitialise,
 	// v2.40 5.1.6: no more sessions; those of a lost connection end with C_Finalize.
 	pkcs11.CKR_SESSION_COUNT: Reinitialise,

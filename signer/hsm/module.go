@@ -17,8 +17,9 @@ import (
 // never runs beside another call: what happens then is undefined (PKCS#11 v2.40
 // section 5.4, C_Finalize).
 type module struct {
-	path string
-	lib  cryptoki
+	path       string
+	parameters string // for C_Initialize
+	lib        cryptoki
 
 	mu         sync.Mutex
 	refs       int
@@ -48,8 +49,12 @@ var (
 	errModuleDead = errors.New("the PKCS#11 module hangs; only a new process can use it again")
 )
 
+// loader loads a module.
+type loader func(path, parameters string) (cryptoki, error)
+
 // acquireModule returns the initialised module at path. Each acquire needs a release.
-func acquireModule(ctx context.Context, path string, limit time.Duration, load func(string) (cryptoki, error)) (*module, error) {
+func acquireModule(ctx context.Context, cfg settings, load loader) (*module, error) {
+	path := cfg.Module
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real
 	}
@@ -60,16 +65,19 @@ func acquireModule(ctx context.Context, path string, limit time.Duration, load f
 		return nil, ctx.Err()
 	}
 	m := modules.byPath[path]
-	if m == nil {
-		lib, err := load(path)
+	if m == nil || m.refs == 0 && !m.isDead() && m.parameters != cfg.InitParameters {
+		lib, err := load(path, cfg.InitParameters)
 		if err != nil {
 			return nil, err
 		}
-		m = &module{path: path, lib: lib}
+		m = &module{path: path, parameters: cfg.InitParameters, lib: lib}
 		modules.byPath[path] = m
 	}
+	if m.parameters != cfg.InitParameters {
+		return nil, fmt.Errorf("%s is in use with other init_parameters", path)
+	}
 	if m.refs == 0 {
-		if err := m.initialize(limit); err != nil {
+		if err := m.initialize(cfg.OpenTimeout); err != nil {
 			return nil, fmt.Errorf("initialising %s: %w", path, err)
 		}
 	}

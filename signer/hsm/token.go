@@ -23,7 +23,7 @@ type Deps struct {
 	Tracer   trace.Tracer
 
 	// load loads a module; tests put their own in its place.
-	load func(path string) (cryptoki, error)
+	load loader
 }
 
 // Info describes a token.
@@ -107,7 +107,7 @@ func newToken(ctx context.Context, s settings, deps Deps) (*Token, error) {
 	if deps.load == nil {
 		deps.load = loadLibrary
 	}
-	m, err := acquireModule(ctx, s.Module, s.OpenTimeout, deps.load)
+	m, err := acquireModule(ctx, s, deps.load)
 	if err != nil {
 		return nil, err
 	}

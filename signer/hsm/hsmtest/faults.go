@@ -51,7 +51,10 @@ func loggedOut(t *testing.T, b Backend) {
 		burst(t, key, cfg.Sessions)
 		s, err := other.OpenSession(other.slot, pkcs11.CKF_SERIAL_SESSION)
 		must(t, err)
-		must(t, other.Logout(s))
+		// A session copy may sign on after a logout, with nobody logging in again.
+		if err := other.Logout(s); !isCode(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+			must(t, err)
+		}
 		must(t, other.CloseSession(s))
 	}
 	burst(t, key, cfg.Sessions) // no caller notices
@@ -67,8 +70,9 @@ func finalised(t *testing.T, b Backend) {
 	other := newRival(t, token)
 	must(t, other.Finalize())
 	err := signOnce(t.Context(), key)
-	if problem.KindOf(err) != problem.Unavailable || !isCode(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
-		t.Errorf("signing in a finalised module: %v; want unavailable with CKR_CRYPTOKI_NOT_INITIALIZED", err)
+	var code pkcs11.Error
+	if problem.KindOf(err) != problem.Unavailable || !errors.As(err, &code) {
+		t.Errorf("signing in a finalised module: %v; want unavailable with the module's code", err)
 	}
 	eventually(t, key)
 	burst(t, key, cfg.Sessions)
@@ -107,7 +111,7 @@ func wrongPIN(t *testing.T, b Backend) {
 	wrong.PINEnv, wrong.PINFile = "", writePIN(t, "000000")
 	token, err := hsm.Open(t.Context(), wrong, hsm.Deps{})
 	if !isCode(err, pkcs11.CKR_PIN_INCORRECT) {
-		t.Fatalf("opening with a wrong PIN: %v, %v; want CKR_PIN_INCORRECT", token, err)
+		t.Fatalf("opening with a wrong PIN: opened %v, %v; want CKR_PIN_INCORRECT", token != nil, err)
 	}
 	must(t, signOnce(t.Context(), newKey(t, b, openConfig(t, cfg))))
 }

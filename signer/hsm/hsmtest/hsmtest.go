@@ -4,6 +4,7 @@ package hsmtest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"os"
 	"path/filepath"
@@ -21,7 +22,8 @@ import (
 // Backend is a kind of token.
 type Backend struct {
 	Name string
-	// Config names a token that holds no keys and is not in use.
+	// Config names a token that nobody else uses. The suite makes keys in it and leaves
+	// them there.
 	Config func(t *testing.T) hsm.Config
 	// Lacks lists the algorithms that the token does not have.
 	Lacks []hsm.Algorithm
@@ -103,7 +105,7 @@ func newKey(t *testing.T, b Backend, token *hsm.Token) *hsm.Key {
 		if slices.Contains(b.Lacks, a) {
 			continue
 		}
-		key, err := token.GenerateKey(t.Context(), hsm.KeySpec{Label: "key of the suite", Algorithm: a})
+		key, err := token.GenerateKey(t.Context(), hsm.KeySpec{Label: newLabel(), Algorithm: a})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -112,6 +114,9 @@ func newKey(t *testing.T, b Backend, token *hsm.Token) *hsm.Key {
 	t.Fatal("the backend has neither ECDSA nor RSA")
 	return nil
 }
+
+// newLabel is new to a token that keeps the keys of earlier runs.
+func newLabel() string { return "hsmtest " + rand.Text() }
 
 // eventually signs until it succeeds. Until then every error must say that the same
 // request may be repeated.
