@@ -36,11 +36,11 @@ type Dispatcher struct {
 	up      atomic.Bool
 
 	publishing sync.WaitGroup
-	stop       context.Context // ends the publishers' waits
-	cancel     context.CancelFunc
 
 	mu     sync.Mutex // guards all below
 	open   bool
+	link   context.Context // ends with the connection: what waits for the broker waits in vain
+	unlink context.CancelFunc
 	calls  map[[queue.RequestKeySize]byte]*call
 	lanes  map[string]*lane // by subject
 	wait   int              // waiters, of orders too
@@ -77,7 +77,7 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 		calls: map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
 		recent: newRecentKeys(cfg.RecentKeys), budget: budgetCap,
 	}
-	d.stop, d.cancel = context.WithCancel(context.Background())
+	d.link, d.unlink = context.WithCancel(context.Background())
 	d.metrics = newDispatchMetrics(deps.Registry, d)
 	return d, nil
 }
@@ -161,6 +161,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.resendLate(gctx) })
+	g.Go(func() error { return d.watchConnection(gctx) })
 	g.Go(func() error { return d.sampleQueue(gctx) })
 	err = g.Wait()
 	d.shut()
@@ -196,8 +197,8 @@ func (d *Dispatcher) settle(ctx context.Context) error {
 // may be called twice.
 func (d *Dispatcher) shut() {
 	d.up.Store(false)
-	d.cancel()
 	d.mu.Lock()
+	d.unlink()
 	d.open = false
 	down := answer{err: problem.Down("gateway", d.cfg.RetryAfter, errors.New("the gateway is shutting down"))}
 	for _, c := range d.calls {

@@ -31,25 +31,25 @@ func (d *Dispatcher) publisher(l *lane) {
 	for {
 		// Callers that became ready at the same instant, woken by one reply, come along.
 		runtime.Gosched()
-		batch := d.nextBatch(l)
+		batch, link := d.nextBatch(l)
 		if batch == nil {
 			return
 		}
-		d.publish(l, batch)
+		d.publish(link, l, batch)
 	}
 }
 
-// nextBatch takes what waits, or returns nil and ends the publisher.
-func (d *Dispatcher) nextBatch(l *lane) []*call {
+// nextBatch takes what waits, with the context of the connection, or returns nil and
+// ends the publisher.
+func (d *Dispatcher) nextBatch(l *lane) (batch []*call, link context.Context) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var batch []*call
 	if room := d.cfg.MaxInFlight - l.inFlight; d.open && room > 0 {
 		batch = l.take(min(d.cfg.MaxBatch, room), d.cfg.MaxBatchBytes)
 	}
 	if len(batch) == 0 {
 		l.publishers--
-		return nil
+		return nil, nil
 	}
 	now := time.Now()
 	for _, c := range batch {
@@ -61,20 +61,20 @@ func (d *Dispatcher) nextBatch(l *lane) []*call {
 		}
 		d.budget = min(d.budget+d.cfg.ResendBudget, budgetCap)
 	}
-	return batch
+	return batch, d.link
 }
 
 // publish sends the batch and waits until the broker has it. What the broker refuses
 // fails at once; where it is not known whether the broker has it, the request stays,
-// and is sent again when its answer is late.
-func (d *Dispatcher) publish(l *lane, batch []*call) {
+// and is sent again soon.
+func (d *Dispatcher) publish(link context.Context, l *lane, batch []*call) {
 	msg, err := d.message(l, batch)
 	if err != nil {
 		d.log.Error("a batch cannot be sealed", "subject", l.subject, "error", err)
 		d.fail(batch, err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(d.stop, d.cfg.PublishTimeout)
+	ctx, cancel := context.WithTimeout(link, d.cfg.PublishTimeout)
 	defer cancel()
 	start := time.Now()
 	_, err = d.conn.JetStream.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(1), jetstream.WithRetryWait(100*time.Millisecond))
@@ -100,6 +100,9 @@ func (d *Dispatcher) publish(l *lane, batch []*call) {
 			d.finish(c, answer{})
 		default:
 			c.state = sent
+			if err != nil {
+				c.late = time.Time{}
+			}
 		}
 	}
 }

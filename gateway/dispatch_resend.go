@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/certmill/certmill/internal/problem"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 )
@@ -27,11 +29,41 @@ func (d *Dispatcher) resendLate(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			if d.conn.Ready() != nil {
+				continue
+			}
 			d.mu.Lock()
 			for _, c := range d.calls {
 				if c.state == sent && now.After(c.late) && !d.requeue(c, now, "late") {
 					c.late = now.Add(time.Second) // no budget or no time: look again later
 				}
+			}
+			d.mu.Unlock()
+		}
+	}
+}
+
+// watchConnection ends the publishers' waits when the connection is lost, and has
+// everything sent again when it is back: requests and replies may be lost alike.
+func (d *Dispatcher) watchConnection(ctx context.Context) error {
+	changed := d.conn.NATS.StatusChanged(nats.CONNECTED, nats.RECONNECTING)
+	defer d.conn.NATS.RemoveStatusListener(changed)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case status, ok := <-changed:
+			if !ok {
+				changed = nil // the connection was closed by its owner
+				continue
+			}
+			d.mu.Lock()
+			if status == nats.RECONNECTING && d.open {
+				d.unlink()
+				d.link, d.unlink = context.WithCancel(context.Background())
+			}
+			for _, c := range d.calls {
+				c.late = time.Time{}
 			}
 			d.mu.Unlock()
 		}

@@ -238,7 +238,11 @@ func (s *Signer) watchConnection(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-up:
+		case _, ok := <-up:
+			if !ok {
+				up = nil // the connection is closed
+				continue
+			}
 			for _, l := range s.allLines() {
 				select {
 				case l.again <- struct{}{}:
