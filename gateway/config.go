@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/ledger"
 )
 
 // Config is the gateway's configuration. The comments are its manual.
@@ -29,10 +30,10 @@ type Config struct {
 	// DefaultProfile serves requests that name no profile. Empty: a profile must be named.
 	DefaultProfile string `yaml:"default_profile"`
 	// DuplicateWindow is how long a request without an idempotency key is taken for a
-	// retry of an earlier one with the same caller, CSR and profile: 1s to 30 days.
+	// retry of an earlier one with the same caller, CSR and profile: 1s to 24h.
 	DuplicateWindow time.Duration `yaml:"duplicate_window"`
 	// RequestIDWindow is how long an idempotency key stands for its certificate: 1s to
-	// 30 days.
+	// 24h, and never past the certificate's end.
 	RequestIDWindow time.Duration `yaml:"request_id_window"`
 	// RenewAt is the share of a certificate's life after which its holder is advised
 	// to renew, 0.1 to 0.9. The advice is spread by a tenth of the life around it, so
@@ -175,7 +176,7 @@ func DefaultConfig() Config {
 		TLS:             TLS{OwnClients: true, RevocationTTL: 5 * time.Second, Reload: 10 * time.Second},
 		Auth:            Auth{EnrollmentTokens: true, CacheEntries: 20_000, CacheTTL: 5 * time.Minute},
 		DuplicateWindow: time.Hour,
-		RequestIDWindow: 24 * time.Hour,
+		RequestIDWindow: ledger.MaxReuse,
 		RenewAt:         0.6,
 		IssuerRefresh:   5 * time.Second,
 		Limits: Limits{
@@ -212,8 +213,8 @@ func (c Config) Validate() error {
 	e.between("tls.revocation_ttl", c.TLS.RevocationTTL, 0, time.Minute)
 	e.between("tls.reload", c.TLS.Reload, 10*time.Millisecond, time.Hour)
 	e.require(c.ProfilesDir != "", "profiles_dir", "is missing")
-	e.between("duplicate_window", c.DuplicateWindow, time.Second, 30*24*time.Hour)
-	e.between("request_id_window", c.RequestIDWindow, time.Second, 30*24*time.Hour)
+	e.between("duplicate_window", c.DuplicateWindow, time.Second, ledger.MaxReuse)
+	e.between("request_id_window", c.RequestIDWindow, time.Second, ledger.MaxReuse)
 	e.require(c.RenewAt >= 0.1 && c.RenewAt <= 0.9, "renew_at", "must be 0.1 to 0.9")
 	e.between("issuer_refresh", c.IssuerRefresh, 100*time.Millisecond, time.Hour)
 	c.Auth.validate(&e)

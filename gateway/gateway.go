@@ -49,7 +49,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	deps = deps.withDefaults()
 	g := &Gateway{cfg: cfg, deps: deps, listening: make(chan struct{})}
 	issuers := newIssuerCache(deps.Ledger, cfg.IssuerRefresh, deps.Log, deps.Now)
-	g.tls = &tlsFiles{cfg: cfg.TLS, log: deps.Log}
+	g.tls = &tlsFiles{cfg: cfg.TLS, log: deps.Log, now: deps.Now}
 	issuers.changed = func(set *issuerSet) { g.tls.setIssuers(set.certs) }
 	g.service = &service{
 		cfg: cfg, ledger: deps.Ledger, signer: deps.Signer, announcer: deps.Announcer, issuers: issuers,

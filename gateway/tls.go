@@ -18,6 +18,7 @@ import (
 type tlsFiles struct {
 	cfg  TLS
 	log  *slog.Logger
+	now  func() time.Time
 	live atomic.Pointer[tls.Config]
 
 	mu      sync.Mutex // guards the fields below
@@ -91,6 +92,7 @@ func (f *tlsFiles) publish() {
 		Certificates: []tls.Certificate{f.cert},
 		ClientAuth:   tls.VerifyClientCertIfGiven,
 		ClientCAs:    pool,
+		Time:         f.now,
 		NextProtos:   []string{"h2", "http/1.1"},
 	})
 }
