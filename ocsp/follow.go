@@ -19,6 +19,7 @@ import (
 type follower struct {
 	r        *Responder
 	position string // the last entry read; "" before the first look
+	read     int64  // how many entries were ever added up to position
 }
 
 // changesBlock is how long one read waits for changes. Every read that returns, with
@@ -84,6 +85,7 @@ func (f *follower) step(ctx context.Context, sharedRead *time.Time) error {
 				*sharedRead = time.Time{}
 			}
 			f.position = m.ID
+			f.read++
 		}
 	}
 	if sharedRead.IsZero() {
@@ -102,21 +104,35 @@ func (f *follower) locate(ctx context.Context) error {
 	switch {
 	case err == nil:
 	case redis.HasErrorPrefix(err, "ERR no such key"), errors.Is(err, redis.Nil):
-		info = &redis.XInfoStream{LastGeneratedID: "0-0", MaxDeletedEntryID: "0-0"}
+		info = &redis.XInfoStream{LastGeneratedID: "0-0"}
 	default:
 		return fmt.Errorf("looking at the stream of changes: %w", err)
 	}
-	switch {
-	case f.position == "": // nothing is cached yet, so nothing was missed
-		f.position = info.LastGeneratedID
-	case idLess(info.LastGeneratedID, f.position), idLess(f.position, info.MaxDeletedEntryID):
+	if f.position != "" && !f.missed(info) {
+		return nil
+	}
+	if f.position != "" { // at the first look nothing is cached, so nothing was missed
 		f.r.deps.Log.Warn("changes were missed; cached answers are asked for again before they are given",
-			"position", f.position, "last", info.LastGeneratedID, "deleted", info.MaxDeletedEntryID)
+			"position", f.position, "last", info.LastGeneratedID, "added", info.EntriesAdded, "read", f.read)
 		f.r.metrics.resets.Inc()
 		f.r.cache.nextEra()
-		f.position = info.LastGeneratedID
 	}
+	f.position, f.read = info.LastGeneratedID, info.EntriesAdded
 	return nil
+}
+
+// missed reports whether entries after the position can no longer be read, or the
+// stream is not the one that was read. Entries leave at the front only, so as many
+// have left as were added and are not there.
+func (f *follower) missed(info *redis.XInfoStream) bool {
+	switch {
+	case idLess(info.LastGeneratedID, f.position), info.EntriesAdded < f.read:
+		return true
+	case info.LastGeneratedID == f.position:
+		return info.EntriesAdded != f.read
+	default:
+		return info.EntriesAdded-info.Length > f.read
+	}
 }
 
 // take applies one change, and reports whether the shared entries have changed.

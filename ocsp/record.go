@@ -44,7 +44,7 @@ type Record struct {
 
 const (
 	recordVersion = 1
-	versionMask   = 0x0f
+	versionMask   = 0x1f
 	flagSHA1      = 0x20
 	flagSHA256    = 0x40
 	flagRevoked   = 0x80

@@ -175,7 +175,7 @@ func (r *Request) parseExtensions(in *cryptobyte.String, tag uint8, ofRequest bo
 		critical := false
 		if !list.ReadASN1(&extension, asn1.SEQUENCE) ||
 			!extension.ReadASN1(&oid, asn1.OBJECT_IDENTIFIER) ||
-			!extension.ReadOptionalASN1Boolean(&critical, asn1.BOOLEAN, false) ||
+			extension.PeekASN1Tag(asn1.BOOLEAN) && !extension.ReadASN1Boolean(&critical) ||
 			!extension.ReadASN1(&value, asn1.OCTET_STRING) || !extension.Empty() {
 			return ErrMalformed
 		}
