@@ -1,0 +1,156 @@
+package e2e
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestAFailedStepIsNamed gives the start a database that is not there.
+func TestAFailedStepIsNamed(t *testing.T) {
+	requirePrograms(t)
+	out, err := exec.Command(binary, "dev", "--dir", t.TempDir(), "--demo", "--once", "--ledger-url", "postgres://127.0.0.1:1/none").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "certmill: migrating the ledger: ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestOthersVerifyTheChain has every kind of key certified and the chain verified by
+// openssl and gnutls.
+func TestOthersVerifyTheChain(t *testing.T) {
+	s := dev(t)
+	for _, key := range []string{"ecdsa-p256", "ecdsa-p384", "rsa-2048", "ed25519"} {
+		t.Run(key, func(t *testing.T) {
+			dir := t.TempDir()
+			leaf := filepath.Join(dir, "leaf.pem")
+			out, err := s.run(t, "issue", "--profile", "server", "--dns", "tools.test", "--ip", "127.0.0.1", "--key-type", key, "--out", leaf, "--key-out", filepath.Join(dir, "leaf.key"))
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			if out := tool(t, "openssl", "verify", "-x509_strict", "-CAfile", s.file("root.pem"), "-untrusted", leaf, "-verify_hostname", "tools.test", leaf); !strings.Contains(out, ": OK") {
+				t.Error(out)
+			}
+			if _, err := exec.LookPath("certtool"); err != nil && os.Getenv("CI") != "true" {
+				t.Skip("certtool is not installed: make deps")
+			}
+			if out := tool(t, "certtool", "--verify", "--verify-hostname", "tools.test", "--load-ca-certificate", s.file("root.pem"), "--infile", leaf); !strings.Contains(out, "Chain verification output: Verified") {
+				t.Error(out)
+			}
+		})
+	}
+}
+
+// TestMistakesEndWithTheirExitCode holds the exit codes that `certmill --help` promises,
+// and that the message says what to do.
+func TestMistakesEndWithTheirExitCode(t *testing.T) {
+	s := dev(t)
+	dir := t.TempDir()
+	broken, config := filepath.Join(dir, "broken.csr"), filepath.Join(dir, "gateway.yaml")
+	writeFile(t, broken, []byte("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"))
+	writeFile(t, config, []byte("listen: 127.0.0.1:1\nlimts:\n  max_batch: 3\n"))
+	const unknown = "40230000000100000000000000000000"
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		says string
+	}{
+		"no name":             {[]string{"issue"}, 2, "Give --dns"},
+		"an unknown flag":     {[]string{"issue", "--dnss", "x"}, 2, "--help"},
+		"a broken CSR":        {[]string{"issue", "--csr", broken, "--profile", "server"}, 3, "csr"},
+		"no such profile":     {[]string{"issue", "--dns", "a.test", "--profile", "none"}, 3, "none"},
+		"a name not allowed":  {[]string{"issue", "--dns", "example.com", "--profile", "server"}, 4, "example.com"},
+		"an unknown serial":   {[]string{"inspect", unknown}, 5, unknown},
+		"no gateway there":    {[]string{"issue", "--dns", "a.test", "--gateway", "127.0.0.1:1", "--timeout", "1s"}, 7, "certmill dev"},
+		"a wrong key":         {[]string{"config", "check", "--role", "gateway", "--config", config}, 2, `gateway.yaml:2: unknown key "limts"; did you mean "limits"?`},
+		"a wrong reason":      {[]string{"revoke", unknown, "--reason", "certificateHold"}, 2, "superseded"},
+		"an existing key":     {[]string{"issue", "--dns", "a.test", "--profile", "server", "--key-out", broken}, 2, "--force"},
+		"a context not there": {[]string{"list", "--context", filepath.Join(dir, "none.yaml")}, 2, "none.yaml"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := s.run(t, c.args...)
+			if code := exitCode(err); code != c.code || !strings.Contains(out, c.says) {
+				t.Errorf("exit code %d, want %d with %q:\n%s", code, c.code, c.says, out)
+			}
+		})
+	}
+}
+
+func exitCode(err error) int {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
+}
+
+// TestATokenEnrolsWhatItIsForAndNoMore uses an enrollment token in place of a
+// client certificate.
+func TestATokenEnrolsWhatItIsForAndNoMore(t *testing.T) {
+	s := dev(t)
+	var made struct{ Secret string }
+	s.runJSON(t, &made, "token", "create", "--profile", "server", "--name", "enrol.test")
+	dir := t.TempDir()
+	secret, where := filepath.Join(dir, "token"), filepath.Join(dir, "cli.yaml")
+	writeFile(t, secret, []byte(made.Secret+"\n"))
+	writeFile(t, where, []byte("gateway: "+s.setting(t, "gateway", "grpc_listen")+"\nserver_name: localhost\nca_file: "+s.file("root.pem")+"\ntoken_file: token\n"))
+	for _, step := range []struct {
+		name string
+		code int
+	}{{"other.test", 4}, {"enrol.test", 0}, {"enrol.test", 4}} {
+		out, err := s.run(t, "issue", "--context", where, "--profile", "server", "--dns", step.name, "--out", "-")
+		if code := exitCode(err); code != step.code {
+			t.Errorf("%s: exit code %d, want %d\n%s", step.name, code, step.code, out)
+		}
+	}
+}
+
+func TestAnOrderEndsInACertificate(t *testing.T) {
+	s := dev(t)
+	csr := filepath.Join(t.TempDir(), "order.csr")
+	writeFile(t, csr, newCSR(t, "order.test"))
+	var order struct{ ID string }
+	s.runJSON(t, &order, "order", "submit", "--profile", "server", "--csr", csr)
+	out, err := s.run(t, "order", "get", order.ID, "--wait", "20s")
+	if err != nil || !strings.HasPrefix(out, "-----BEGIN CERTIFICATE-----") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestALedgerThatDiesComesBack kills PostgreSQL's postmaster: the service is short of
+// its ledger for a while, then issues again.
+func TestALedgerThatDiesComesBack(t *testing.T) {
+	s := dev(t)
+	found, err := filepath.Glob(filepath.Join(s.dir, "p*", "data", "postmaster.pid"))
+	if more, _ := filepath.Glob(filepath.Join(s.dir, "postgresql", "postmaster.pid")); err == nil {
+		found = append(found, more...)
+	}
+	if len(found) != 1 {
+		t.Fatalf("no PostgreSQL is found in %s: %v", s.dir, found)
+	}
+	text, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.run(t, "issue", "--profile", "server", "--dns", "ledger.test", "--out", "-", "--key-out", filepath.Join(t.TempDir(), "k"), "--timeout", "50s")
+	if err != nil {
+		t.Errorf("after the ledger's death: %v\n%s", err, out)
+	}
+	eventually(t, 30*time.Second, func() error { return s.ready(t, "gateway") })
+}
