@@ -30,8 +30,9 @@ type Summary struct {
 	Late Quantiles `json:"late_ms"`
 	// HeldBack is how many calls were sent late since all callers waited for the service.
 	HeldBack int64 `json:"held_back"`
-	// Curve is the latency's distribution for plotting.
-	Curve []CurvePoint `json:"curve"`
+	// Curve is the latency's distribution for plotting, ServiceCurve that of the service.
+	Curve        []CurvePoint `json:"curve"`
+	ServiceCurve []CurvePoint `json:"service_curve"`
 	// Errors are by count, the most frequent first.
 	Errors []Failure `json:"errors,omitempty"`
 	// Phases is where the time went as the server stated it.
@@ -106,7 +107,7 @@ func (r *Recorder) Snapshot(now time.Time) Summary {
 	s := Summary{
 		Asked: r.total.asked, OK: r.total.ok, Failed: r.total.failed, HeldBack: r.heldBack,
 		Latency: quantilesOf(r.latency), Service: quantilesOf(r.service), Late: quantilesOf(r.late),
-		Curve: curve(r.latency), Series: slices.Clone(r.points),
+		Curve: curve(r.latency), ServiceCurve: curve(r.service), Series: slices.Clone(r.points),
 	}
 	until := r.end
 	if r.finished.IsZero() && now.Before(until) || !r.finished.IsZero() && r.finished.Before(until) {

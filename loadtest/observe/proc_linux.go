@@ -1,0 +1,135 @@
+package observe
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ticks is the unit of CPU time in /proc: USER_HZ, 100 on every Linux that Go runs on.
+const ticks = 100
+
+func cores() int { return runtime.NumCPU() }
+
+// ownCPU returns the CPU seconds of this process.
+func ownCPU() float64 {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
+}
+
+// machineCPU returns the seconds that all cores have been busy and idle.
+func machineCPU() (busy, idle float64) {
+	data, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, 0
+	}
+	line, _, _ := strings.Cut(string(data), "\n")
+	for i, f := range strings.Fields(strings.TrimPrefix(line, "cpu ")) {
+		v, err := strconv.ParseFloat(f, 64)
+		switch {
+		case err != nil, i > 7: // guest time is in user time already
+		case i == 3 || i == 4: // idle, iowait
+			idle += v / ticks
+		default:
+			busy += v / ticks
+		}
+	}
+	return busy, idle
+}
+
+type process struct {
+	pid, parent int
+	name        string
+	cpu, rss    float64
+}
+
+// tree returns the process pid and its descendants.
+func tree(pid int) []process {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil
+	}
+	all, children := map[int]process{}, map[int][]int{}
+	for _, path := range stats {
+		if p, ok := readProcess(path); ok {
+			all[p.pid] = p
+			children[p.parent] = append(children[p.parent], p.pid)
+		}
+	}
+	var out []process
+	for queue := []int{pid}; len(queue) > 0; queue = queue[1:] {
+		p, ok := all[queue[0]]
+		if !ok {
+			continue
+		}
+		p.name = nameOf(p)
+		out = append(out, p)
+		queue = append(queue, children[p.pid]...)
+	}
+	return out
+}
+
+// readProcess reads /proc/<pid>/stat (proc(5)). CPU includes that of children that
+// have ended and been waited for, such as PostgreSQL's backends.
+func readProcess(path string) (process, bool) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return process{}, false // it has ended
+	}
+	begin, end := bytes.IndexByte(data, '('), bytes.LastIndexByte(data, ')') // the name may hold spaces
+	if begin < 0 || end < begin {
+		return process{}, false
+	}
+	f := strings.Fields(string(data[end+1:]))
+	if len(f) < 22 {
+		return process{}, false
+	}
+	number := func(field int) float64 { v, _ := strconv.ParseFloat(f[field-3], 64); return v }
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data[:begin])))
+	return process{
+		pid: pid, parent: int(number(4)), name: string(data[begin+1 : end]),
+		cpu: (number(14) + number(15) + number(16) + number(17)) / ticks,
+		rss: number(24) * float64(os.Getpagesize()),
+	}, err == nil
+}
+
+// nameOf is what a report calls a process: a certmill by its role, others by their
+// program.
+func nameOf(p process) string {
+	if p.name != "certmill" {
+		return p.name
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+	if err != nil {
+		return p.name
+	}
+	var words []string
+	for _, a := range strings.Split(strings.TrimRight(string(data), "\x00"), "\x00")[1:] {
+		if strings.HasPrefix(a, "-") {
+			break
+		}
+		words = append(words, a)
+	}
+	if len(words) == 0 {
+		return p.name
+	}
+	return strings.Join(words, " ")
+}
+
+// Parent returns the process that started pid.
+func Parent(pid int) (int, error) {
+	p, ok := readProcess(fmt.Sprintf("/proc/%d/stat", pid))
+	if !ok {
+		return 0, fmt.Errorf("process %d does not run", pid)
+	}
+	return p.parent, nil
+}

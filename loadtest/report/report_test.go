@@ -1,0 +1,134 @@
+package report
+
+import (
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/certmill/certmill/loadtest/engine"
+)
+
+func TestStudentQuantilesAgreeWithTheTable(t *testing.T) {
+	for _, c := range []struct{ p, df, want float64 }{{0.975, 1, 12.706}, {0.975, 4, 2.776}, {0.975, 10, 2.228}, {0.995, 8, 3.355}, {0.95, 30, 1.697}, {0.975, 1e6, 1.960}} {
+		if got := studentQuantile(c.p, c.df); math.Abs(got-c.want) > 0.001 {
+			t.Errorf("t(%g, %g) = %.4f, want %.3f", c.p, c.df, got, c.want)
+		}
+	}
+}
+
+// result makes n runs whose measures vary by noise around the given ones.
+func result(random *rand.Rand, n int, rate, p99, noise float64) *Result {
+	r := &Result{Format: Format}
+	for range n {
+		near := func(v float64) float64 { return v * (1 + noise*random.NormFloat64()) }
+		r.Runs = append(r.Runs, Run{Summary: engine.Summary{OK: 1000, Failed: 1, RateReached: near(rate), RateAsked: rate, Seconds: 10,
+			Latency: engine.Quantiles{P50: near(p99 / 4), P90: near(p99 / 2), P99: near(p99), P999: near(2 * p99), Mean: near(p99 / 3)}}})
+	}
+	return r
+}
+
+func TestCompareFindsWhatDiffersAndNothingElse(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	alarms := 0
+	for range 400 {
+		c, err := Compare(result(random, 5, 1000, 20, 0.05), result(random, 5, 1000, 20, 0.05))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Any(Better) || c.Any(Worse) {
+			alarms++
+		}
+	}
+	if alarms > 36 { // 5 % of 400 is 20, and 36 is 3.7 standard deviations above
+		t.Errorf("%d of 400 comparisons of the same thing found a difference; 20 are to be expected", alarms)
+	}
+	found := 0
+	for range 100 {
+		c, err := Compare(result(random, 5, 1000, 20, 0.03), result(random, 5, 1300, 30, 0.03))
+		if err != nil {
+			t.Fatal(err)
+		}
+		verdicts := map[string]Verdict{}
+		for _, d := range c.Metrics {
+			verdicts[d.Name] = d.Verdict
+		}
+		if verdicts["rate reached"] == Better && verdicts["p99"] == Worse && verdicts["errors"] == Noise {
+			found++
+		}
+	}
+	if found < 95 {
+		t.Errorf("30 %% more rate and 50 %% more p99 were seen in %d of 100 comparisons", found)
+	}
+}
+
+func TestCompareSaysWhenItCannotTell(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	if _, err := Compare(result(random, 1, 1000, 20, 0), result(random, 5, 1000, 20, 0)); err == nil {
+		t.Error("one run was compared")
+	}
+	a, b := result(random, 3, 1000, 20, 0.01), result(random, 3, 1000, 20, 0.01)
+	b.Machine.Cores, b.Plan.Connections, b.Runs[0].Checks.Wrong, a.Runs[1].Generator.Limit = 64, 8, 1, true
+	c, err := Compare(a, b)
+	if err != nil || len(c.Warnings) != 4 {
+		t.Errorf("%v, warnings %q", err, c.Warnings)
+	}
+	var out strings.Builder
+	if err := c.Write(&out); err != nil || !strings.Contains(out.String(), "warning: the machines differ") {
+		t.Errorf("%v\n%s", err, out.String())
+	}
+	// Equal to the last digit: no variance, no difference.
+	same := result(random, 2, 1000, 20, 0)
+	if c, err := Compare(same, same); err != nil || c.Any(Better) || c.Any(Worse) {
+		t.Errorf("%v %+v", err, c)
+	}
+}
+
+func TestObjectives(t *testing.T) {
+	s := &engine.Summary{OK: 990, Failed: 10, RateAsked: 100, RateReached: 99, Latency: engine.Quantiles{P50: 5, P99: 24, P999: 80, Max: 100}}
+	for text, missed := range map[string]int{
+		"p99<25ms": 0, "p99<24ms": 1, "p99 < 25ms, errors < 2%": 0, "errors<1%": 1, "errors<0.02": 0,
+		"p50<6ms,p99.9<50ms,max<1s": 1, "reached>98%": 0, "rate>99": 1, "": 0,
+	} {
+		o, err := ParseObjective(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := o.Missed(s); len(got) != missed {
+			t.Errorf("%q: missed %q, want %d", text, got, missed)
+		}
+	}
+	for _, bad := range []string{"p99", "p99>5ms", "p42<5ms", "errors<x", "rate<5", "p99<-1s", "p99<25"} {
+		if o, err := ParseObjective(bad); err == nil {
+			t.Errorf("%q was taken for %q", bad, o)
+		}
+	}
+	o, _ := ParseObjective("p99<25ms,errors<2%")
+	more, _ := ParseObjective("errors<0.1%,reached>98%")
+	if got := o.With(more).String(); got != "p99 < 25ms, errors < 2%, reached > 98%" {
+		t.Errorf("together: %q", got)
+	}
+	if len(o.Missed(&engine.Summary{})) != 2 {
+		t.Error("a run without an answer holds an objective")
+	}
+}
+
+func TestResultsAreReadBack(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "r.json")
+	r := result(rand.New(rand.NewPCG(5, 6)), 2, 10, 20, 0.1)
+	if err := r.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	again, err := ReadFile(path)
+	if err != nil || again.Runs[1].Latency != r.Runs[1].Latency {
+		t.Errorf("%v", err)
+	}
+	r.Format = 99
+	if err := r.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadFile(path); err == nil {
+		t.Error("another version's file was read")
+	}
+}
