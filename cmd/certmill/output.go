@@ -11,7 +11,6 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/certmill/certmill/cmd/certmill/client"
 	"github.com/certmill/certmill/internal/problem"
 )
 
@@ -61,28 +60,31 @@ func (p printer) result(value any, text func(*writer)) error {
 // failure writes an error to standard error, with what to do next.
 func (p printer) failure(err error) {
 	var e *problem.Error
-	if !errors.As(err, &e) {
-		e = &problem.Error{Detail: err.Error()}
-	} else if e.Cause != nil && e.Kind == problem.Internal {
-		// On the command line there is no log to look the cause up in.
-		e = &problem.Error{Kind: e.Kind, Detail: err.Error()}
+	known := errors.As(err, &e)
+	if !known {
+		e = &problem.Error{}
+	}
+	// What a gateway answered stands for itself. Anything else is told with all that
+	// wraps it: on the command line there is no log to look the cause up in.
+	text, answered := err.Error(), known && err == error(e) && e.Cause == nil
+	if answered {
+		text = e.Detail
 	}
 	if p.json {
 		_ = json.NewEncoder(p.err).Encode(map[string]any{
-			"kind": e.Kind, "detail": e.Detail, "field": e.Field, "rule": e.Rule,
+			"kind": e.Kind, "detail": text, "field": e.Field, "rule": e.Rule,
 			"retry_after_seconds": e.RetryAfter.Seconds(), "exit_code": exitCode(err),
 		})
 		return
 	}
-	text := e.Detail
-	if e.Field != "" {
+	if answered && e.Field != "" {
 		text = e.Field + ": " + text
 	}
-	if e.Rule != "" {
+	if answered && e.Rule != "" {
 		text += " (rule " + e.Rule + ")"
 	}
 	fmt.Fprintln(p.err, "certmill:", text)
-	if next := advice(e); next != "" && !errors.Is(err, client.ErrNoContext) {
+	if next := advice(e); answered && next != "" {
 		fmt.Fprintln(p.err, next)
 	}
 }

@@ -65,7 +65,9 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, os.WriteFile(c.pid, []byte(strconv.Itoa(p.PID())+"\n"), 0o644)
+	// By rename: who reads the file sees a whole number at any time.
+	err = os.WriteFile(c.pid+".new", []byte(strconv.Itoa(p.PID())+"\n"), 0o644)
+	return p, errors.Join(err, os.Rename(c.pid+".new", c.pid))
 }
 
 // environment is what the roles inherit. The garbage collector is told that memory

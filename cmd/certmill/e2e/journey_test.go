@@ -133,9 +133,6 @@ func TestRevokedIsSeenByOpenSSL(t *testing.T) {
 func TestBadRequestsAreToldWhy(t *testing.T) {
 	s := dev(t)
 	base := []string{"-sS", "--cacert", s.file("root.pem"), "--connect-to", "localhost:443:" + s.setting(t, "gateway", "listen"), "-w", "\n%{http_code}"}
-	csr := filepath.Join(t.TempDir(), "good.csr")
-	writeFile(t, csr, newCSR(t, "good.test"))
-	base = append(base, "-H", "Content-Type: application/pkcs10")
 	operator := append(base[:len(base):len(base)], "--cert", s.file("operator.pem"), "--key", s.file("operator.key"))
 	good := filepath.Join(t.TempDir(), "good.pem")
 	writeFile(t, good, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: newCSR(t, "bad.test")}))
@@ -145,9 +142,9 @@ func TestBadRequestsAreToldWhy(t *testing.T) {
 		want []string
 	}{
 		"no credential":   {append(base[:len(base):len(base)], "--data-binary", "x", "https://localhost/v1/certificates"), []string{"urn:certmill:problem:unauthenticated", "401"}},
-		"not a CSR":       {append(operator[:len(operator):len(operator)], "--data-binary", "hello", "https://localhost/v1/certificates?profile=server"), []string{`"field":"csr`, "400"}},
+		"not a CSR":       {append(operator[:len(operator):len(operator)], "--data-binary", "hello", "https://localhost/v1/certificates?profile=server"), []string{`"field":"content-type"`, "415"}},
 		"a broken CSR":    {append(operator[:len(operator):len(operator)], "--data-binary", broken, "https://localhost/v1/certificates?profile=server"), []string{`"field":"csr`, "400"}},
-		"unknown profile": {append(operator[:len(operator):len(operator)], "--data-binary", "@"+csr, "https://localhost/v1/certificates?profile=nope"), []string{"nope", "400"}},
+		"unknown profile": {append(operator[:len(operator):len(operator)], "--data-binary", "@"+good, "https://localhost/v1/certificates?profile=nope"), []string{"nope", "400"}},
 		"no such path":    {append(operator[:len(operator):len(operator)], "https://localhost/v1/nothing"), []string{"urn:certmill:problem:not_found", "404"}},
 	} {
 		t.Run(name, func(t *testing.T) {
