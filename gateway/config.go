@@ -164,7 +164,7 @@ type Orders struct {
 	SweepBatch int `yaml:"sweep_batch"`
 	// MaxAge is how long an order is tried before it fails.
 	MaxAge time.Duration `yaml:"max_age"`
-	// MaxWaiting bounds the callers that wait for an order at one time.
+	// MaxWaiting bounds the callers that read or wait for an order at one time.
 	MaxWaiting int `yaml:"max_waiting"`
 }
 

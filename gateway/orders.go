@@ -69,12 +69,10 @@ func (s *service) getOrder(ctx context.Context, c *Caller, r *certmillv1.GetOrde
 	if r.Wait.CheckValid() != nil && r.Wait != nil || wait < 0 || wait > maxOrderWait {
 		return nil, problem.Rejected("wait", "wait_range", "wait is 0s to %s", maxOrderWait)
 	}
-	if wait > 0 {
-		if err := s.waiting.acquire(1); err != nil {
-			return nil, err
-		}
-		defer s.waiting.release(1)
+	if err := s.waiting.acquire(1); err != nil {
+		return nil, err
 	}
+	defer s.waiting.release(1)
 	order, err := s.awaitOrder(ctx, c, r.Id, wait)
 	if err != nil {
 		return nil, err
