@@ -67,8 +67,8 @@ func (l *lane) pop() *call {
 // take returns up to n calls that somebody still waits for and whose encodings have
 // up to size bytes together. One call is always taken, whatever its size.
 func (l *lane) take(n, size int) []*call {
-	var batch []*call
-	for len(batch) < n {
+	var calls []*call
+	for len(calls) < n {
 		c := l.pop()
 		if c == nil {
 			break
@@ -76,17 +76,17 @@ func (l *lane) take(n, size int) []*call {
 		if c.state == gone {
 			continue
 		}
-		if batch == nil {
-			batch = make([]*call, 0, min(n, l.waiting+1))
+		if calls == nil {
+			calls = make([]*call, 0, min(n, l.waiting+1))
 		}
 		// The first call too big for this batch opens the next one.
-		if size -= c.encoded.BatchSize(); size < 0 && len(batch) > 0 {
+		if size -= c.encoded.BatchSize(); size < 0 && len(calls) > 0 {
 			l.pushUrgent(c)
 			break
 		}
-		batch = append(batch, c)
+		calls = append(calls, c)
 	}
-	return batch
+	return calls
 }
 
 // fifo is a queue on a ring that grows by doubling; its users bound it.

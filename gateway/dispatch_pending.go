@@ -71,7 +71,7 @@ func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.P
 		return w, err
 	}
 	// Encoding is the dearest part: outside of the lock, in the caller's goroutine.
-	if c.encoded, err = encode(ctx, r, c); err != nil {
+	if c.encoded, err = encode(ctx, r, deadline); err != nil {
 		d.fail([]*call{c}, err)
 		return w, nil
 	}
@@ -123,13 +123,13 @@ func (d *Dispatcher) admit(c *call, w *waiter) (joined bool, err error) {
 
 // encode encodes r with what it lacks: deadline and trace. An order has no deadline
 // of its caller's.
-func encode(ctx context.Context, r *queuev1.SignRequest, c *call) (queue.Request, error) {
+func encode(ctx context.Context, r *queuev1.SignRequest, deadline time.Time) (queue.Request, error) {
 	out, err := queue.EncodeRequest(r)
 	if err != nil {
 		return nil, err
 	}
-	if r.DeadlineUnixMs == 0 && !c.order {
-		out = out.SetDeadline(c.deadline.UnixMilli())
+	if r.DeadlineUnixMs == 0 && r.OrderId == "" {
+		out = out.SetDeadline(deadline.UnixMilli())
 	}
 	if r.Traceparent == "" {
 		if tp := queue.TraceParent(ctx); tp != "" {

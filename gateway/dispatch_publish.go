@@ -31,67 +31,88 @@ func (d *Dispatcher) publisher(l *lane) {
 	for {
 		// Callers that became ready at the same instant, woken by one reply, come along.
 		runtime.Gosched()
-		batch, link := d.nextBatch(l)
-		if batch == nil {
+		b, ok := d.nextBatch(l)
+		if !ok {
 			return
 		}
-		d.publish(link, l, batch)
+		d.publish(b)
 	}
 }
 
-// nextBatch takes what waits, with the context of the connection, or returns nil and
-// ends the publisher.
-func (d *Dispatcher) nextBatch(l *lane) (batch []*call, link context.Context) {
+// A batch is what goes out in one message.
+type batch struct {
+	lane     *lane
+	calls    []*call
+	deadline time.Time       // the latest; zero where an order has none
+	reply    bool            // somebody waits
+	link     context.Context // of the connection
+}
+
+// nextBatch takes what waits, or ends the publisher.
+func (d *Dispatcher) nextBatch(l *lane) (b batch, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	b = batch{lane: l, link: d.link}
 	if room := d.cfg.MaxInFlight - l.inFlight; d.open && room > 0 {
-		batch = l.take(min(d.cfg.MaxBatch, room), d.cfg.MaxBatchBytes)
+		b.calls = l.take(min(d.cfg.MaxBatch, room), d.cfg.MaxBatchBytes)
 	}
-	if len(batch) == 0 {
+	if len(b.calls) == 0 {
 		l.publishers--
-		return nil, nil
+		return b, false
 	}
 	now := time.Now()
-	for _, c := range batch {
+	orders := false
+	for _, c := range b.calls {
 		c.state = sending
 		c.late = now.Add(c.deadline.Sub(now) / 3)
 		if !c.counted {
 			c.counted = true
 			l.inFlight++
 		}
+		b.deadline = later(b.deadline, c.deadline)
+		b.reply = b.reply || !c.order
+		orders = orders || c.order
 		d.budget = min(d.budget+d.cfg.ResendBudget, budgetCap)
 	}
-	return batch, d.link
+	if orders {
+		b.deadline = time.Time{}
+	}
+	return b, true
 }
 
 // publish sends the batch and waits until the broker has it. What the broker refuses
 // fails at once; where it is not known whether the broker has it, the request stays,
 // and is sent again soon.
-func (d *Dispatcher) publish(link context.Context, l *lane, batch []*call) {
-	msg, err := d.message(l, batch)
+func (d *Dispatcher) publish(b batch) {
+	msg, err := d.message(b)
 	if err != nil {
-		d.log.Error("a batch cannot be sealed", "subject", l.subject, "error", err)
-		d.fail(batch, err)
+		d.log.Error("a batch cannot be sealed", "subject", b.lane.subject, "error", err)
+		d.fail(b.calls, err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(link, d.cfg.PublishTimeout)
+	ctx, cancel := context.WithTimeout(b.link, d.cfg.PublishTimeout)
 	defer cancel()
 	start := time.Now()
 	_, err = d.conn.JetStream.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(1), jetstream.WithRetryWait(100*time.Millisecond))
 	d.metrics.publish.Observe(time.Since(start).Seconds())
-	d.metrics.batch.Observe(float64(len(batch)))
+	d.metrics.batch.Observe(float64(len(b.calls)))
 
 	if refused := d.refusal(err); refused != nil {
-		d.fail(batch, refused)
+		d.fail(b.calls, refused)
 		return
 	}
 	if err != nil {
 		d.metrics.unsure.Inc()
-		d.log.Debug("a batch may or may not be in the queue", "subject", l.subject, "error", err)
+		d.log.Debug("a batch may or may not be in the queue", "subject", b.lane.subject, "error", err)
 	}
+	d.published(b.calls, err)
+}
+
+// published takes note that the broker has the calls, or, with an error, may have them.
+func (d *Dispatcher) published(calls []*call, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, c := range batch {
+	for _, c := range calls {
 		switch {
 		case c.state != sending: // answered before the broker's acknowledgement was read
 		case c.order && err != nil:
@@ -107,26 +128,21 @@ func (d *Dispatcher) publish(link context.Context, l *lane, batch []*call) {
 	}
 }
 
-func (d *Dispatcher) message(l *lane, batch []*call) (*nats.Msg, error) {
-	encoded := make([]queue.Request, len(batch))
-	var deadline time.Time
-	reply, forEver := false, false
-	for i, c := range batch {
+func (d *Dispatcher) message(b batch) (*nats.Msg, error) {
+	encoded := make([]queue.Request, len(b.calls))
+	for i, c := range b.calls {
 		encoded[i] = c.encoded
-		deadline = later(deadline, c.deadline)
-		reply = reply || !c.order
-		forEver = forEver || c.order
 	}
-	data, err := d.conn.Keys.SealBatch(l.subject, encoded)
+	data, err := d.conn.Keys.SealBatch(b.lane.subject, encoded)
 	if err != nil {
 		return nil, err
 	}
-	msg := &nats.Msg{Subject: l.subject, Data: data, Header: make(nats.Header, 2)}
-	if reply {
+	msg := &nats.Msg{Subject: b.lane.subject, Data: data, Header: make(nats.Header, 2)}
+	if b.reply {
 		msg.Header[queue.HeaderReply] = []string{d.reply}
 	}
-	if !forEver {
-		msg.Header[queue.HeaderDeadline] = []string{strconv.FormatInt(deadline.UnixMilli(), 10)}
+	if !b.deadline.IsZero() {
+		msg.Header[queue.HeaderDeadline] = []string{strconv.FormatInt(b.deadline.UnixMilli(), 10)}
 	}
 	return msg, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -83,13 +84,28 @@ type Token interface {
 }
 
 // hsmToken makes a Token of an *hsm.Token.
-type hsmToken struct{ *hsm.Token }
+type hsmToken struct {
+	*hsm.Token
+	looked atomic.Int64 // when ready was found, Unix nanoseconds
+	ready  atomic.Bool
+}
 
-func (t hsmToken) Serial() string { return t.Info().Serial }
-func (t hsmToken) Sessions() int  { return t.Info().Sessions }
-func (t hsmToken) Ready() bool    { return t.State().Condition == hsm.Ready }
+// readyFor is how long a look at a token's condition holds: it takes locks, and is
+// asked for with every request.
+const readyFor = 5 * time.Millisecond
 
-func (t hsmToken) Key(ctx context.Context, uri string, public crypto.PublicKey) (ContextSigner, error) {
+func (t *hsmToken) Serial() string { return t.Info().Serial }
+func (t *hsmToken) Sessions() int  { return t.Info().Sessions }
+
+func (t *hsmToken) Ready() bool {
+	if now := time.Now().UnixNano(); now-t.looked.Load() > int64(readyFor) {
+		t.ready.Store(t.State().Condition == hsm.Ready)
+		t.looked.Store(now)
+	}
+	return t.ready.Load()
+}
+
+func (t *hsmToken) Key(ctx context.Context, uri string, public crypto.PublicKey) (ContextSigner, error) {
 	return t.KeyFor(ctx, uri, public)
 }
 

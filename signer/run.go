@@ -95,7 +95,7 @@ func (s *Signer) openToken(ctx context.Context, cfg hsm.Config) (Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	return hsmToken{t}, nil
+	return &hsmToken{Token: t}, nil
 }
 
 // unsampled is the parent of requests that no caller traces: without it every one of

@@ -18,7 +18,7 @@ type seat struct {
 
 	load     atomic.Int64 // requests that are signing or wait to
 	made     atomic.Int64 // signatures
-	reported int64        // the epoch reporter's own
+	reported atomic.Int64 // of made, to the ledger
 }
 
 // takeSeat finds the key and writes the epoch row; only then may it sign.
@@ -40,12 +40,12 @@ func takeSeat(ctx context.Context, book Ledger, name string, issuer ledger.Issue
 // it is final.
 func (s *seat) report(ctx context.Context, book Ledger, final bool) error {
 	n := s.made.Load()
-	if n == s.reported && !final {
+	if n == s.reported.Load() && !final {
 		return nil
 	}
 	if err := book.ReportSignatures(ctx, s.epoch, n, final); err != nil {
 		return fmt.Errorf("reporting the signatures of epoch %d: %w", s.epoch, err)
 	}
-	s.reported = n
+	s.reported.Store(n)
 	return nil
 }

@@ -616,3 +616,82 @@ func TestANewGenerationTakesOver(t *testing.T) {
 		t.Errorf("issuers %d and %d, want %d and %d", first.IssuerId, second.IssuerId, old, w.issuer.ID)
 	}
 }
+
+func TestPresignersAreToldOfWhatWasCommitted(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	events := make(chan *queuev1.IssuedEvent, 10)
+	_, err := w.conn.NATS.Subscribe(queue.IssuedSubject("issuing"), func(m *nats.Msg) {
+		var e queuev1.IssuedEvent
+		if err := w.conn.Keys.Open(m.Subject, m.Data, &e); err != nil {
+			t.Errorf("an event: %v", err)
+		}
+		events <- &e
+	})
+	w.check(err)
+	w.check(w.conn.NATS.FlushWithContext(bounded(t)))
+
+	without, with := w.request("without"), w.request("with")
+	with.Profile, with.Uris, with.DnsNames = "server", nil, []string{"www.example.test"}
+	w.certificate(w.one(without)) // its profile publishes no status
+	res := w.one(with)
+	w.certificate(res)
+	w.certificate(w.one(with)) // a duplicate is no news
+	select {
+	case e := <-events:
+		if len(e.Issued) != 1 || string(e.Issued[0].Serial) != string(res.Serial) || e.Issued[0].Revocation != ledger.RevocationOCSP {
+			t.Errorf("event: %v", e)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("no event")
+	}
+	w.check(w.conn.NATS.FlushWithContext(bounded(t)))
+	if len(events) != 0 {
+		t.Errorf("another event: %v", <-events)
+	}
+}
+
+func TestTwoTokensShareAnIssuer(t *testing.T) {
+	w := newWorld(t)
+	var a, b atomic.Int64
+	var away atomic.Bool
+	counting := func(real Token, n *atomic.Int64, ready func() bool) Token {
+		return &fakeToken{Token: real, ready: ready, sign: func(ctx context.Context, key ContextSigner, d []byte, o crypto.SignerOpts) ([]byte, error) {
+			n.Add(1)
+			return key.SignContext(ctx, d, o)
+		}}
+	}
+	w.startWith(func(_ *parts, tokens *[]Token) {
+		real := (*tokens)[0]
+		*tokens = []Token{counting(real, &a, nil), counting(onlyOnce{real}, &b, func() bool { return !away.Load() })}
+	})
+	for i := range 4 {
+		var batch []*queuev1.SignRequest
+		for j := range 16 {
+			batch = append(batch, w.request(name(16*i+j)))
+		}
+		w.send(queue.First, batch...)
+	}
+	for _, r := range w.await(64) {
+		w.certificate(r)
+	}
+	if a.Load() == 0 || b.Load() == 0 || a.Load()+b.Load() != 64 {
+		t.Errorf("%d and %d signatures", a.Load(), b.Load())
+	}
+	away.Store(true)
+	before := b.Load()
+	w.certificate(w.one(w.request("after")))
+	if b.Load() != before {
+		t.Error("a token that is away was asked")
+	}
+	// Each signature belongs to the epoch of its token.
+	epochs, err := w.book.Epochs(bounded(t))
+	if err != nil || len(epochs) != 2 {
+		t.Fatalf("epochs: %v, %v", epochs, err)
+	}
+}
+
+// onlyOnce closes its token no second time.
+type onlyOnce struct{ Token }
+
+func (onlyOnce) Close(context.Context) error { return nil }
