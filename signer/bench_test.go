@@ -71,3 +71,38 @@ func BenchmarkWorker(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkIssue measures the signer on the real token and the real ledger: messages
+// of 8 requests, 64 requests outstanding.
+func BenchmarkIssue(b *testing.B) {
+	const size, outstanding = 8, 64
+	w := newWorld(b)
+	w.start()
+	subject := queue.SignSubject("issuing", queue.First)
+	next := 0
+	send := func() {
+		batch := &queuev1.SignBatch{}
+		for range size {
+			batch.Requests = append(batch.Requests, w.request("b"+strconv.Itoa(next)))
+			next++
+		}
+		data, err := w.conn.Keys.Seal(subject, batch)
+		if err != nil {
+			b.Fatal(err)
+		}
+		w.publish(subject, data, nil)
+	}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for out, done := 0, 0; done < b.N; done++ {
+		for ; out+size <= outstanding; out += size {
+			send()
+		}
+		if r := <-w.results; r.Failure != nil {
+			b.Fatal(r.Failure)
+		}
+		out--
+	}
+	b.StopTimer()
+	w.drained()
+}

@@ -26,17 +26,19 @@ type Config struct {
 	// IssuerRefresh is how often the issuers are read from the ledger again, and a token
 	// that could not be opened is tried again.
 	IssuerRefresh time.Duration `yaml:"issuer_refresh"`
-	// ProfilesDir holds the certificate profiles, one YAML file each. Every request is
-	// held to them again here, whatever the gateway has let through.
+	// ProfilesDir holds the certificate profiles, one YAML file each, read at the start.
+	// Every request is held to them again here, whatever the gateway has let through.
 	ProfilesDir string `yaml:"profiles_dir"`
 	// LintShare is the share of certificates, 0 to 1, that zlint checks before they are
 	// signed. Every profile is linted when it is loaded.
 	LintShare float64 `yaml:"lint_share"`
-	// MaxInFlight bounds the requests held at one time, from the pull to the reply.
+	// MaxInFlight bounds the requests held at one time, from the pull to the reply: with
+	// so many nothing more is asked for. What was asked for may exceed it by one message
+	// (32 requests) for each issuer and priority.
 	MaxInFlight int `yaml:"max_in_flight"`
-	// RunAhead is how many requests may be prepared or be waiting for each free HSM
-	// session while others sign. 1 keeps the least in hand; 2 keeps fast tokens busy
-	// while the next message is on its way.
+	// RunAhead is how many requests may be in hand for each HSM session before they are
+	// signed. 1 keeps the least in hand; 2 keeps fast tokens busy while the next message
+	// is on its way.
 	RunAhead float64 `yaml:"run_ahead"`
 	// DeadlineSlack is what must be left of a request's deadline to begin its signature:
 	// about what commit and reply take.

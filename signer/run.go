@@ -12,7 +12,6 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/ledger"
@@ -68,8 +67,8 @@ func (s *Signer) compiler(profiles *profile.Set) func(ledger.Issuer, crypto.Publ
 	}
 }
 
-// openConfigured opens the tokens. One that cannot be opened is left to the refresh,
-// as long as another can; but a refused PIN is never tried again, lest the token lock.
+// openConfigured opens the tokens. One that cannot be opened is tried again with every
+// refresh, as long as another is open; but a refused PIN never is, lest the token lock.
 func (s *Signer) openConfigured(ctx context.Context) (open []Token, retry []hsm.Config, err error) {
 	var errs []error
 	for i, cfg := range s.cfg.Tokens {
@@ -80,7 +79,7 @@ func (s *Signer) openConfigured(ctx context.Context) (open []Token, retry []hsm.
 		}
 		errs = append(errs, fmt.Errorf("tokens[%d]: %w", i, err))
 		s.log.Error("a token could not be opened", "token", i, "error", err)
-		if problem.KindOf(err) == problem.Unavailable {
+		if hsm.RemedyFor(err) != hsm.Fatal {
 			retry = append(retry, cfg)
 		}
 	}
@@ -220,7 +219,7 @@ func (s *Signer) reopen(ctx context.Context, retry []hsm.Config) (left []hsm.Con
 			s.mu.Lock()
 			s.tokens = append(s.tokens[:len(s.tokens):len(s.tokens)], t)
 			s.mu.Unlock()
-		case problem.KindOf(err) == problem.Unavailable:
+		case hsm.RemedyFor(err) != hsm.Fatal:
 			left = append(left, cfg)
 		default:
 			s.log.Error("a token could not be opened and is not tried again", "error", err)

@@ -115,6 +115,9 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 	if err := queue.CheckRequest(r, l.issuer.Name); err != nil {
 		return nil, err
 	}
+	if time.Duration(r.ReuseSeconds)*time.Second > ledger.MaxReuse {
+		return nil, problem.Rejected("reuse_seconds", "max_reuse", "a request key stands for at most %s", ledger.MaxReuse)
+	}
 	if err := w.timely(start); err != nil {
 		return nil, err
 	}
