@@ -126,7 +126,7 @@ func (b *batch) commit(ctx context.Context, round []int) {
 				b.fail(round, failed(c, err))
 				return
 			}
-			b.ledger.metrics.retries.WithLabelValues(string(c)).Inc()
+			b.ledger.repeating(ctx, c, err)
 		} else {
 			// Their keys were taken, and free again when they were looked up.
 			round = left

@@ -40,7 +40,7 @@ WITH input AS (
 	SELECT 0, key, serial, csr, reuse_until FROM input`
 
 	commitStore = `
-	ON CONFLICT (gen, key) DO UPDATE
+	ON CONFLICT (key, gen) DO UPDATE
 		SET serial = excluded.serial, csr = excluded.csr, expires_at = excluded.expires_at
 		WHERE requests.expires_at <= $19::timestamptz AND requests.serial <> excluded.serial
 	RETURNING serial

@@ -48,6 +48,7 @@ func (l *Ledger) Maintain(ctx context.Context) (Maintenance, error) {
 		}
 		if !mine {
 			m.Skipped = true
+			l.metrics.maintained.Set(float64(l.now().Unix()))
 			return m, nil
 		}
 		defer func() { // a session that cannot say this is gone, and its lock with it
@@ -59,7 +60,11 @@ func (l *Ledger) Maintain(ctx context.Context) (Maintenance, error) {
 		errs = append(errs, l.maintainPartitions(ctx, &m), l.turnGenerations(ctx, &m))
 	}
 	errs = append(errs, l.deleteExpired(ctx, &m))
-	return m, errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err == nil {
+		l.metrics.maintained.Set(float64(l.now().Unix()))
+	}
+	return m, err
 }
 
 // turnGenerations begins a new generation of request keys when the current one is

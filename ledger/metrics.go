@@ -8,7 +8,8 @@ import (
 
 // metrics are the ledger's own; a Committer has more.
 type metrics struct {
-	retries *prometheus.CounterVec
+	retries    *prometheus.CounterVec
+	maintained prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer, l *Ledger) *metrics {
@@ -26,5 +27,8 @@ func newMetrics(r prometheus.Registerer, l *Ledger) *metrics {
 		retries: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "certmill_ledger_retries_total", Help: "Statements and transactions run again, by cause: conflict (40001 and the like) or ambiguous (a connection was lost).",
 		}, []string{"cause"}),
+		maintained: f.NewGauge(prometheus.GaugeOpts{
+			Name: "certmill_ledger_maintained_timestamp_seconds", Help: "When this process last finished or skipped Maintain without an error. The ledger wants it once a day from one process at least.",
+		}),
 	}
 }

@@ -165,6 +165,12 @@ func sessions(base *pgxpool.Config, d dialect, isolation, readOnly string, n int
 	p["default_transaction_read_only"] = readOnly
 	p["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
 	p["idle_in_transaction_session_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
+	if d == postgres {
+		// Every statement on a table that grows goes by an index and in its order. A
+		// plan that was made while the table was small, or not yet analysed, must not
+		// scan or sort it when it is large.
+		p["enable_seqscan"], p["enable_bitmapscan"] = "off", "off"
+	}
 	if d == postgres && readOnly == "on" {
 		// A plan for the serials at hand touches their partitions alone; a generic
 		// plan would lock every partition.

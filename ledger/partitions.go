@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -79,44 +80,53 @@ func (l *Ledger) partitions(ctx context.Context, table string) (map[serial.Bucke
 	return have, err
 }
 
-// createPartitions makes partitions as tables of their own and attaches them: that
-// locks the default partition and leaves the others to their work. Rows that the
-// default partition has for them move over first.
+// createPartitions makes the partitions of the buckets. Where the default partition
+// has rows, each is made and filled by itself: that takes time, and what is done
+// stays done.
 func (l *Ledger) createPartitions(ctx context.Context, m *Maintenance, table string, buckets []serial.Bucket) error {
 	if len(buckets) == 0 {
 		return nil
 	}
-	rest := table + "_rest"
-	err := l.ddl(ctx, func(ctx context.Context, tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `LOCK TABLE `+rest+` IN ACCESS EXCLUSIVE MODE`); err != nil {
-			return err
-		}
-		var stray bool
-		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+rest+`)`).Scan(&stray); err != nil {
-			return err
-		}
-		var steps []string
-		for _, b := range buckets {
-			name := partitionName(table, b)
-			from, to := b.First(), (b + 1).First()
-			steps = append(steps, fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES)`, name, table),
-				fmt.Sprintf(`COMMENT ON TABLE %s IS 'rows of certificates that expire before %s'`, name, b.End().Format(time.DateOnly)))
-			if stray {
-				steps = append(steps, fmt.Sprintf(`WITH moved AS (DELETE FROM %s WHERE serial >= '\x%s' AND serial < '\x%s' RETURNING *)
-					INSERT INTO %s SELECT * FROM moved`, rest, from, to, name))
-			}
-			steps = append(steps, fmt.Sprintf(`ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('\x%s') TO ('\x%s')`, table, name, from, to))
-		}
-		_, err := tx.Exec(ctx, strings.Join(steps, ";\n"))
-		return err
-	})
+	var stray bool
+	err := l.query(ctx, func() {}, func(rows pgx.Rows) error { return rows.Scan(&stray) }, `SELECT EXISTS (SELECT 1 FROM `+table+`_rest)`)
 	if err != nil {
 		return err
 	}
-	for _, b := range buckets {
-		m.Created = append(m.Created, partitionName(table, b))
+	step := len(buckets)
+	if stray {
+		step = 1
+	}
+	for part := range slices.Chunk(buckets, step) {
+		if err := l.attachPartitions(ctx, table, part); err != nil {
+			return err
+		}
+		for _, b := range part {
+			m.Created = append(m.Created, partitionName(table, b))
+		}
 	}
 	return nil
+}
+
+// attachPartitions makes partitions as tables of their own and attaches them: that
+// locks the default partition and leaves the others to their work. Rows that the
+// default partition has for them move over first.
+func (l *Ledger) attachPartitions(ctx context.Context, table string, buckets []serial.Bucket) error {
+	rest := table + "_rest"
+	steps := []string{`SET LOCAL statement_timeout = 0`, `LOCK TABLE ` + rest + ` IN ACCESS EXCLUSIVE MODE`}
+	for _, b := range buckets {
+		name := partitionName(table, b)
+		from, to := b.First(), (b + 1).First()
+		steps = append(steps,
+			fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING INDEXES)`, name, table),
+			fmt.Sprintf(`COMMENT ON TABLE %s IS 'rows of certificates that expire before %s'`, name, b.End().Format(time.DateOnly)),
+			fmt.Sprintf(`WITH moved AS (DELETE FROM %s WHERE serial >= '\x%s' AND serial < '\x%s' RETURNING *)
+				INSERT INTO %s SELECT * FROM moved`, rest, from, to, name),
+			fmt.Sprintf(`ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM ('\x%s') TO ('\x%s')`, table, name, from, to))
+	}
+	return l.ddl(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, strings.Join(steps, ";\n"))
+		return err
+	})
 }
 
 func (l *Ledger) dropPartition(ctx context.Context, m *Maintenance, table string, b serial.Bucket) error {
@@ -134,10 +144,14 @@ func (l *Ledger) dropPartition(ctx context.Context, m *Maintenance, table string
 // ddl runs a change of tables that gives up rather than make commits wait in line
 // behind it.
 func (l *Ledger) ddl(ctx context.Context, fn func(context.Context, pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, l.write, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+	err := pgx.BeginTxFunc(ctx, l.write, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '1s'`); err != nil {
 			return err
 		}
 		return fn(ctx, tx)
 	})
+	if err != nil {
+		return failed(causeOf(ctx, err), err)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -89,11 +90,21 @@ func (l *Ledger) retry(ctx context.Context, do func(context.Context) error) erro
 		if !c.retryable() {
 			return failed(c, err)
 		}
-		l.metrics.retries.WithLabelValues(string(c)).Inc()
+		l.repeating(ctx, c, err)
 		if !sleep(ctx, pause) {
 			return failed(causeEnded, err)
 		}
 	}
+}
+
+// repeating counts a repeat. What it repairs nobody else hears of, so it is logged.
+func (l *Ledger) repeating(ctx context.Context, c cause, err error) {
+	l.metrics.retries.WithLabelValues(string(c)).Inc()
+	level := slog.LevelDebug
+	if c == causeAmbiguous {
+		level = slog.LevelWarn
+	}
+	l.log.Log(ctx, level, "the ledger repeats a statement", "cause", string(c), "error", err)
 }
 
 // failed gives an error of the database its kind.

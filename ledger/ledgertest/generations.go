@@ -12,6 +12,7 @@ import (
 
 var generationTests = map[string]func(*testing.T, *env){
 	"a key stands across a turn, and no longer than its time": acrossTurn,
+	"a key stands for its time however often Maintain runs":   oftenMaintained,
 	"commits during a turn make one certificate per key":      duringTurn,
 	"a commit that straddles a turn is thrown out":            straddling,
 	"the generation after next is emptied":                    emptied,
@@ -52,6 +53,20 @@ func acrossTurn(t *testing.T, e *env) {
 	}
 	if out := commitOne(t, e.Ledger, again(t, e, first)); out.Certificate.Serial != second.Serial {
 		t.Error("the key gives the certificate of the old generation")
+	}
+}
+
+func oftenMaintained(t *testing.T, e *env) {
+	first := e.entry(t, 72*time.Hour)
+	first.ReuseUntil = e.clock.Now().Add(ledger.MaxReuse)
+	commitOne(t, e.Ledger, first)
+	for range 7 { // 23 h 20 min
+		e.clock.advance(200 * time.Minute)
+		_, err := e.Maintain(t.Context())
+		noError(t, err)
+		if out := commitOne(t, e.Ledger, again(t, e, first)); !out.Duplicate {
+			t.Fatal("the key was forgotten before its time")
+		}
 	}
 }
 

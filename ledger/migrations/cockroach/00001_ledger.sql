@@ -51,7 +51,7 @@ CREATE TABLE IF NOT EXISTS requests (
     key        BYTES NOT NULL,
     serial     BYTES NOT NULL,
     csr        BYTES NOT NULL, -- SHA-256
-    PRIMARY KEY (gen, key)
+    PRIMARY KEY (key, gen)
 ) WITH (
     ttl_expiration_expression = '((expires_at AT TIME ZONE ''UTC'') + INTERVAL ''1 hour'') AT TIME ZONE ''UTC''',
     ttl_job_cron = '@hourly'

@@ -56,7 +56,7 @@ CREATE TABLE requests (
     key        bytea NOT NULL,
     serial     bytea NOT NULL,
     csr        bytea NOT NULL, -- SHA-256
-    PRIMARY KEY (gen, key)
+    PRIMARY KEY (key, gen)
 ) PARTITION BY LIST (gen);
 CREATE TABLE requests_0 PARTITION OF requests FOR VALUES IN (0);
 CREATE TABLE requests_1 PARTITION OF requests FOR VALUES IN (1);

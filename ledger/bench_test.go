@@ -1,0 +1,138 @@
+package ledger_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/certmill/certmill/internal/testenv"
+	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/ledger/ledgertest"
+)
+
+// durable switches the test server to what a real one does, for the rest of the binary.
+func durable(b *testing.B, url string) {
+	b.Helper()
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	for _, sql := range []string{
+		`ALTER SYSTEM SET fsync = on`, `ALTER SYSTEM SET full_page_writes = on`, `ALTER SYSTEM SET synchronous_commit = on`,
+		`SELECT pg_reload_conf()`,
+	} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCommitBatch is one connection; ns/row is what a certificate costs.
+func BenchmarkCommitBatch(b *testing.B) {
+	for _, size := range []int{1, 8, 32, 64, 256} {
+		b.Run(fmt.Sprintf("rows=%d", size), func(b *testing.B) {
+			url := testenv.PostgreSQL(b)
+			l := ledgertest.Open(b, url, ledger.Deps{})
+			durable(b, url)
+			ctx := context.Background()
+			for b.Loop() {
+				b.StopTimer()
+				batch := make([]ledger.Entry, size)
+				for i := range batch {
+					batch[i] = ledgertest.Entry(b, time.Now(), 24*time.Hour)
+				}
+				b.StartTimer()
+				for _, r := range l.CommitBatch(ctx, batch) {
+					if r.Err != nil || r.Duplicate {
+						b.Fatal(r)
+					}
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*size), "ns/row")
+		})
+	}
+}
+
+// BenchmarkCommitter is the group commit with 64 and 256 callers at once.
+func BenchmarkCommitter(b *testing.B) {
+	for _, callers := range []int{64, 256} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			url := testenv.PostgreSQL(b)
+			l := ledgertest.Open(b, url, ledger.Deps{})
+			durable(b, url)
+			c, err := ledger.NewCommitter(l, ledger.DefaultCommitterConfig(), ledger.Deps{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan error)
+			go func() { done <- c.Run(ctx) }()
+			entries := make([]ledger.Entry, b.N)
+			for i := range entries {
+				entries[i] = ledgertest.Entry(b, time.Now(), 24*time.Hour)
+			}
+			var next atomic.Int64
+			b.SetParallelism(callers / runtime.GOMAXPROCS(0))
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if _, err := c.Commit(ctx, entries[next.Add(1)-1]); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+			b.StopTimer()
+			cancel()
+			if err := <-done; err != nil {
+				b.Error(err)
+			}
+		})
+	}
+}
+
+// BenchmarkLookup is a signer's question about 32 requests that it may have signed before.
+func BenchmarkLookup(b *testing.B) {
+	l := ledgertest.Open(b, testenv.PostgreSQL(b), ledger.Deps{})
+	ctx := context.Background()
+	batch := make([]ledger.Entry, 32)
+	keys := make([]ledger.RequestKey, len(batch))
+	for i := range batch {
+		batch[i] = ledgertest.Entry(b, time.Now(), 24*time.Hour)
+		keys[i] = batch[i].RequestKey
+	}
+	l.CommitBatch(ctx, batch)
+	for b.Loop() {
+		if found, err := l.Lookup(ctx, keys); err != nil || len(found) != len(keys) {
+			b.Fatal(len(found), err)
+		}
+	}
+}
+
+// BenchmarkSweepStatuses is a page of 1,000 in the middle of a partition of 25,600.
+func BenchmarkSweepStatuses(b *testing.B) {
+	l := ledgertest.Open(b, testenv.PostgreSQL(b), ledger.Deps{})
+	ctx := context.Background()
+	var middle ledger.Entry
+	for range 100 {
+		batch := make([]ledger.Entry, ledger.MaxBatch)
+		for i := range batch {
+			batch[i] = ledgertest.Entry(b, time.Now(), 24*time.Hour)
+			if batch[i].Serial[6] == 0x40 {
+				middle = batch[i]
+			}
+		}
+		l.CommitBatch(ctx, batch)
+	}
+	for b.Loop() {
+		if page, err := l.SweepStatuses(ctx, middle.Serial, 1000); err != nil || len(page) != 1000 {
+			b.Fatal(len(page), err)
+		}
+	}
+}
