@@ -164,7 +164,7 @@ func (p *Preparer) validity(l *profile.Lifetime, asked time.Duration) (validity,
 		v.notBefore = p.cert.NotBefore
 	}
 	if left := v.notAfter.Sub(now); left < min(asked-jitter, l.Min.D()) || now.Before(p.cert.NotBefore) {
-		return v, problem.Down("issuer "+p.issuer.Name, time.Minute, fmt.Errorf("the issuing certificate is valid from %s to %s", p.cert.NotBefore.Format(time.RFC3339), p.cert.NotAfter.Format(time.RFC3339)))
+		return v, problem.Down("issuer", time.Minute, fmt.Errorf("the certificate of issuer %s is valid from %s to %s", p.issuer.Name, p.cert.NotBefore.Format(time.RFC3339), p.cert.NotAfter.Format(time.RFC3339)))
 	}
 	return v, nil
 }

@@ -93,13 +93,10 @@ func checkLabel(label, name string) error {
 }
 
 // checkALabel: labels with "--" in the third and fourth place are reserved (RFC 5890
-// section 2.3.1), and an "xn--" label must be the one encoding of what it stands for.
+// section 2.3.1), and an "xn--" label must be the valid encoding of a name.
 func checkALabel(label, name string) error {
-	u, err := idna.Lookup.ToUnicode(label)
-	if err == nil && u != label {
-		if a, err := idna.Lookup.ToASCII(u); err == nil && a == label {
-			return nil
-		}
+	if u, err := idna.Lookup.ToUnicode(label); err == nil && u != label {
+		return nil
 	}
 	return badName("dns_a_label", "the label %.63q of the DNS name %.80q is reserved or not a valid A-label (RFC 5891)", label, name)
 }

@@ -63,6 +63,12 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestAnEmptyListOfLintSourcesIsNotTheDefault(t *testing.T) {
+	if p := parse(t, base+"lint: {sources: []}\n"); p.Lint.Sources == nil || len(p.Lint.Sources) != 0 {
+		t.Errorf("sources are %q", p.Lint.Sources)
+	}
+}
+
 func TestVersionFollowsTheMeaning(t *testing.T) {
 	p := parse(t, base)
 	if len(p.Version) != 12 {

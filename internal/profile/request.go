@@ -41,8 +41,8 @@ type Request struct {
 	Environment string
 }
 
-// FromCSR returns the request for a parsed CSR; the caller fills in the rest. The
-// slices are copied where Check may change them.
+// FromCSR returns the request for a parsed CSR; the caller fills in the rest. It shares
+// c's slices, which Check may replace but never changes.
 func FromCSR(c *csr.Request) *Request {
 	return &Request{
 		CommonName: c.CommonName, DNSNames: c.DNSNames, IPAddresses: c.IPAddresses, URIs: c.URIs, Emails: c.Emails,

@@ -215,7 +215,8 @@ type Rule struct {
 // applies is not signed, and neither is a profile loaded whose samples have one.
 type Lint struct {
 	// Sources are zlint's sources; default: the RFCs and Community. Add CABF_BR for
-	// certificates that public relying parties are to trust.
+	// certificates that public relying parties are to trust. An empty list, [], switches
+	// linting off.
 	Sources []string `yaml:"sources" json:"sources"`
 	// Ignore lists lints by name. Say beside each why.
 	Ignore []string `yaml:"ignore" json:"ignore"`
