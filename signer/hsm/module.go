@@ -256,9 +256,6 @@ func (m *module) reinitialise(ctx context.Context, limit time.Duration, now time
 	case !m.owned:
 		m.mu.Unlock()
 		return errors.New("the PKCS#11 module was initialised by another part of the process, which must do it again")
-	case m.hung > 0:
-		m.mu.Unlock()
-		return errModuleDead
 	case m.shut != nil:
 		m.mu.Unlock()
 		return errors.New("the PKCS#11 module is being initialised again already")
@@ -291,11 +288,13 @@ func (m *module) reinitialise(ctx context.Context, limit time.Duration, now time
 	return m.restart(limit)
 }
 
+// restart is reinitialise with nobody inside but calls that hang; beside those
+// C_Finalize must not run.
 func (m *module) restart(limit time.Duration) error {
 	m.mu.Lock()
 	hung := m.hung
 	m.mu.Unlock()
-	if hung > 0 { // given up while we waited
+	if hung > 0 {
 		return errModuleDead
 	}
 	err := m.bounded(limit, m.lib.Finalize)

@@ -171,11 +171,16 @@ func TestAWrongPINIsTriedOnce(t *testing.T) {
 	f.key = key
 	// The PIN is changed on the token while all sessions are in use: of the many that
 	// find themselves logged out, one may try.
+	opened := f.seam.count("OpenSession")
 	f.seam.set(func(call string) error {
-		if call == "Login" {
-			return pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)
+		if call != "Login" {
+			return nil
 		}
-		return nil
+		// The others must have come as far as the login, or there is nothing to show.
+		for deadline := time.Now().Add(time.Second); f.seam.count("OpenSession") < opened+8 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		return pkcs11.Error(pkcs11.CKR_PIN_INCORRECT)
 	})
 	raw := f.seam.cryptoki.(library)
 	if err := raw.CloseAllSessions(f.slot); err != nil {
@@ -219,6 +224,23 @@ func TestTheLastTryOfAPINIsNotSpent(t *testing.T) {
 	}
 }
 
+func TestALogoutBeforeASessionKnowsTheKeyIsMended(t *testing.T) {
+	f := openSeam(t, func(c *Config) { c.Sessions = 1 })
+	s, err := f.acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(s.objects)
+	if err := f.seam.cryptoki.(library).Logout(s.handle); err != nil {
+		t.Fatal(err)
+	}
+	f.release(s)
+	// Without a login the key is not to be seen; nobody may take that for a lost key.
+	if err := f.sign(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTheWaitForASessionObeysTheContext(t *testing.T) {
 	f := openSeam(t, func(c *Config) { c.Sessions = 1 })
 	s, err := f.acquire(t.Context())
@@ -258,6 +280,15 @@ func hangAt(f fixture, call string, times int32) hanging {
 	return h
 }
 
+func (f fixture) isStuck() bool {
+	select {
+	case <-f.Stuck():
+		return true
+	default:
+		return false
+	}
+}
+
 func TestACallThatHangsIsGivenUp(t *testing.T) {
 	f := openSeam(t, func(c *Config) { c.CallTimeout = 50 * time.Millisecond; c.Sessions = 2 })
 	h := hangAt(f, "Sign", 1)
@@ -276,10 +307,8 @@ func TestACallThatHangsIsGivenUp(t *testing.T) {
 	}
 	close(h.release)
 	until(t, "the call comes back", func() bool { return f.State().Abandoned == 0 })
-	select {
-	case <-f.Stuck():
+	if f.isStuck() {
 		t.Error("the token calls itself stuck")
-	default:
 	}
 }
 
@@ -315,7 +344,7 @@ func TestTooManyHangingCallsMakeTheTokenStuck(t *testing.T) {
 		})
 	}
 	callers.Wait()
-	<-f.Stuck()
+	until(t, "the token is stuck", f.isStuck)
 	if s := f.State(); s.Condition != Stuck || s.Abandoned != 3 {
 		t.Errorf("state %+v", s)
 	}
@@ -351,7 +380,7 @@ func TestAModuleThatMustBeInitialisedAgainWhileCallsHangIsStuck(t *testing.T) {
 	if err := f.sign(t.Context()); !errors.Is(err, errHung) {
 		t.Fatal(err)
 	}
-	<-f.Stuck()
+	until(t, "the token is stuck", f.isStuck)
 	if n := f.seam.count("Finalize"); n != 0 {
 		t.Error("C_Finalize was called beside a hanging call")
 	}

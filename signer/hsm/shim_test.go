@@ -14,7 +14,6 @@ import (
 
 	"github.com/certmill/certmill/internal/hsmshim"
 	"github.com/certmill/certmill/internal/problem"
-	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/signer/hsm"
 )
 
@@ -186,49 +185,5 @@ func TestSignaturesAreCounted(t *testing.T) {
 	}
 	if n := token.Signatures(); n != 25 || after-before != 25 {
 		t.Errorf("counted %d, made %d; 25 were asked for", n, after-before)
-	}
-}
-
-func BenchmarkSign(b *testing.B) {
-	where := testenv.SoftHSM(b)
-	for _, bench := range []struct {
-		name     string
-		copies   bool
-		sessions int
-	}{{"stored key", false, 1}, {"session copy", true, 1}, {"stored key, parallel", false, 4}, {"session copy, parallel", true, 4}} {
-		b.Run(bench.name, func(b *testing.B) {
-			cfg := hsm.DefaultConfig()
-			cfg.Module, cfg.TokenLabel, cfg.PINFile = where.Module, where.TokenLabel, where.PINFile
-			cfg.SessionKeys, cfg.Sessions = bench.copies, bench.sessions
-			token, err := hsm.Open(b.Context(), cfg, hsm.Deps{})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer token.Close(context.Background())
-			key, err := token.GenerateKey(b.Context(), hsm.KeySpec{Label: "bench " + bench.name + time.Now().String(), Algorithm: hsm.ECDSAP256})
-			if err != nil {
-				b.Fatal(err)
-			}
-			digest := make([]byte, 32)
-			one := func() {
-				if _, err := key.SignContext(b.Context(), digest, crypto.SHA256); err != nil {
-					b.Fatal(err)
-				}
-			}
-			if bench.sessions == 1 {
-				for b.Loop() {
-					one()
-				}
-				return
-			}
-			b.SetParallelism(bench.sessions)
-			b.RunParallel(func(pb *testing.PB) {
-				for pb.Next() {
-					if _, err := key.SignContext(b.Context(), digest, crypto.SHA256); err != nil {
-						b.Error(err)
-					}
-				}
-			})
-		})
 	}
 }
