@@ -57,7 +57,7 @@ type CASpec struct {
 
 // OCSPSpec says what the delegated OCSP signer is like (RFC 6960 section 4.2.2.2).
 type OCSPSpec struct {
-	// KeyAlgorithm is as for a CA. crypto/x509 and old TLS servers check no Ed25519 here.
+	// KeyAlgorithm is as for a CA. Few OCSP clients know Ed25519.
 	KeyAlgorithm hsm.Algorithm `yaml:"key_algorithm"`
 	// Lifetime is how long the delegate's certificate is valid. It cannot be revoked
 	// (id-pkix-ocsp-nocheck), so keep it short.
