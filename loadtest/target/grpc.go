@@ -33,7 +33,7 @@ func (c Config) grpc(options ...grpc.DialOption) (*grpcTarget, error) {
 	if err := requireURL(c, "127.0.0.1:9443"); err != nil {
 		return nil, err
 	}
-	t, err := c.tlsConfig()
+	t, err := c.TLS()
 	if err != nil {
 		return nil, err
 	}

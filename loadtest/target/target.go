@@ -184,8 +184,8 @@ func Classify(err error) *Failure {
 	}
 }
 
-// tlsConfig returns the client's side of TLS.
-func (c Config) tlsConfig() (*tls.Config, error) {
+// TLS returns the client's side of TLS.
+func (c Config) TLS() (*tls.Config, error) {
 	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
 	if c.CAFile != "" {
 		data, err := os.ReadFile(c.CAFile)
@@ -228,7 +228,7 @@ func (c Config) http(headers map[string][]string) (*wire.Client, string, error) 
 	if err != nil {
 		return nil, "", fmt.Errorf("the target's URL: %w", err)
 	}
-	t, err := c.tlsConfig()
+	t, err := c.TLS()
 	if err != nil {
 		return nil, "", err
 	}

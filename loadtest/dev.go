@@ -1,0 +1,104 @@
+package loadtest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/certmill/certmill/loadtest/observe"
+)
+
+// roleFile is the part of a role's configuration that tells where it is.
+type roleFile struct {
+	Listen     string `yaml:"listen"`
+	GRPCListen string `yaml:"grpc_listen"`
+	Telemetry  struct {
+		Listen string `yaml:"listen"`
+	} `yaml:"telemetry"`
+}
+
+// fillFromDev takes from the folder of a `certmill dev` stack what the flags leave
+// open.
+func (o *options) fillFromDev() ([]observe.Role, error) {
+	if o.dev == "" {
+		return nil, nil
+	}
+	files, err := filepath.Glob(filepath.Join(o.dev, "config", "*.yaml"))
+	if err != nil || len(files) == 0 {
+		return nil, fmt.Errorf("%s holds no `certmill dev` stack: there is no config/*.yaml", o.dev)
+	}
+	var roles []observe.Role
+	found := map[string]roleFile{}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		var f roleFile
+		if err := yaml.Unmarshal(data, &f); err != nil { // the roles check these files strictly
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		name := strings.TrimRight(strings.TrimSuffix(filepath.Base(path), ".yaml"), "-0123456789")
+		found[name] = f
+		if f.Telemetry.Listen != "" {
+			roles = append(roles, observe.Role{Name: name, Metrics: "http://" + f.Telemetry.Listen + "/metrics"})
+		}
+	}
+	gateway := found["gateway"]
+	in := func(name string) string { return filepath.Join(o.dev, name) }
+	switch o.target {
+	case "rest":
+		set(&o.server.URL, "https://"+gateway.Listen)
+	case "ocsp-get", "ocsp-post":
+		set(&o.server.URL, "http://"+found["responder"].Listen+"/")
+	default:
+		set(&o.server.URL, gateway.GRPCListen)
+	}
+	set(&o.server.CAFile, in("root.pem"))
+	set(&o.server.ServerName, "localhost")
+	set(&o.server.CertFile, in("operator.pem"))
+	set(&o.server.KeyFile, in("operator.key"))
+	set(&o.roots, in("root.pem"))
+	if o.server.Profile == "" {
+		o.server.Profile = "server"
+	}
+	// Checks against the stack's own ledger and responder are asked for by "dev".
+	if o.row == "dev" {
+		o.row = gateway.GRPCListen
+	}
+	if o.status == "dev" {
+		o.status = "http://" + found["responder"].Listen + "/"
+	}
+	return roles, o.findTree()
+}
+
+// findTree finds the process of `certmill dev` itself: the parent of its gateway. It
+// is where NATS runs, and the root of all other processes.
+func (o *options) findTree() error {
+	if o.tree != 0 {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(o.dev, "run", "gateway.pid"))
+	if err != nil {
+		return fmt.Errorf("is `certmill dev` running? %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	if err != nil {
+		return fmt.Errorf("reading the gateway's process id: %w", err)
+	}
+	if o.tree, err = observe.Parent(pid); err != nil || o.tree <= 1 {
+		return errors.Join(fmt.Errorf("`certmill dev` does not run in %s", o.dev), err)
+	}
+	return nil
+}
+
+func set(field *string, value string) {
+	if *field == "" {
+		*field = value
+	}
+}

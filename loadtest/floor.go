@@ -1,0 +1,155 @@
+package loadtest
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/certmill/certmill/loadtest/floor"
+)
+
+// floorTarget is the target that starts a floor server in a process of its own;
+// floor-get and floor-post ask it for OCSP answers.
+const floorTarget = "floor"
+
+// floorStatuses is how many OCSP answers such a server holds.
+const floorStatuses = 20_000
+
+// floorReady is what `loadtest floor` prints when it listens.
+type floorReady struct {
+	URL string `json:"url"`
+	Dir string `json:"dir"`
+}
+
+func floorCommand() *cobra.Command {
+	cfg := floor.Config{}
+	c := &cobra.Command{
+		Use:   "floor",
+		Short: "Serve the yardstick: the least that a Go server can do for a certificate",
+		Long: `Serve the yardstick: net/http over TLS, a CSR parsed and its signature checked, a
+signature by a P-256 key in memory with x509.CreateCertificate, nothing stored. With
+--statuses also OCSP answers from a map.
+
+It speaks certmill's POST /v1/certificates, so the target "rest" puts it under load;
+the target "floor" starts it by itself. The folder gets ca.pem, client.pem and
+client.key for clients, and with --statuses issuer.pem and serials.txt.`,
+		Example: `  certmill loadtest floor --dir /tmp/floor
+  certmill loadtest run --url https://127.0.0.1:8553 --ca /tmp/floor/ca.pem --rate 500`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return serveFloor(c, cfg) },
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:8553", "address; port 0 takes a free one")
+	f.StringVar(&cfg.Dir, "dir", "", "folder for what clients need (default: a temporary one)")
+	f.DurationVar(&cfg.Lifetime, "lifetime", 24*time.Hour, "lifetime of the certificates")
+	f.BoolVar(&cfg.ClientAuth, "client-auth", false, "require a client certificate")
+	f.BoolVar(&cfg.Plain, "plain", false, "HTTP without TLS, as OCSP responders have it")
+	f.IntVar(&cfg.Statuses, "statuses", 0, "OCSP answers to hold")
+	return c
+}
+
+func serveFloor(c *cobra.Command, cfg floor.Config) error {
+	if cfg.Statuses < 0 || cfg.Statuses > floor.MaxStatuses {
+		return fmt.Errorf("--statuses is 0 to %d", floor.MaxStatuses)
+	}
+	if cfg.Dir == "" {
+		dir, err := os.MkdirTemp("", "certmill-floor-")
+		if err != nil {
+			return err
+		}
+		cfg.Dir = dir
+	} else if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	s, err := floor.Open(c.Context(), cfg)
+	if err != nil {
+		return err
+	}
+	if err := json.NewEncoder(c.OutOrStdout()).Encode(floorReady{URL: s.URL(), Dir: cfg.Dir}); err != nil {
+		return errors.Join(err, s.Close())
+	}
+	return s.Run(c.Context())
+}
+
+// floorProgram returns the command line that serves a floor: this program's own.
+// Tests put their binary in its place.
+var floorProgram = func() ([]string, error) {
+	path, err := os.Executable()
+	return []string{path, "loadtest", "floor"}, err
+}
+
+// startFloor starts a floor server of its own process, so that its CPU is not the
+// generator's, and makes it the target.
+func (s *session) startFloor(ctx context.Context) error {
+	o := s.o
+	dir, err := os.MkdirTemp("", "certmill-floor-")
+	if err != nil {
+		return err
+	}
+	s.closers = append(s.closers, func() error { return os.RemoveAll(dir) })
+	args, err := floorProgram()
+	if err != nil {
+		return err
+	}
+	args = append(args, "--listen", "127.0.0.1:0", "--dir", dir)
+	o.server.CAFile = filepath.Join(dir, "ca.pem")
+	switch kind := strings.TrimPrefix(o.target, floorTarget); kind {
+	case "":
+		o.target, o.roots = "rest", o.server.CAFile
+		o.server.CertFile, o.server.KeyFile = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
+		args = append(args, "--client-auth")
+	case "-get", "-post":
+		o.target, o.serials, o.issuer = "ocsp"+kind, filepath.Join(dir, "serials.txt"), filepath.Join(dir, "issuer.pem")
+		args = append(args, "--plain", "--statuses", fmt.Sprint(floorStatuses))
+	default:
+		return fmt.Errorf("there are floor, floor-get and floor-post, not %q", o.target)
+	}
+	cmd := exec.Command(args[0], args[1:]...) // not CommandContext: it is asked to end, after the last request
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting the floor: %w", err)
+	}
+	s.closers = append(s.closers, func() error { return endChild(cmd) })
+	if runtime.GOOS == "linux" {
+		o.tree = cmd.Process.Pid
+	}
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err != nil {
+		return fmt.Errorf("the floor did not start: %w", err)
+	}
+	var ready floorReady
+	if err := json.Unmarshal(line, &ready); err != nil {
+		return fmt.Errorf("the floor did not start: %w", err)
+	}
+	o.server.URL = ready.URL
+	return nil
+}
+
+// endChild asks a process to end and waits for it.
+func endChild(cmd *exec.Cmd) error {
+	_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	kill := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	var exit *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		return err
+	}
+	return nil
+}

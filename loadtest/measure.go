@@ -1,0 +1,268 @@
+package loadtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/certmill/certmill/loadtest/check"
+	"github.com/certmill/certmill/loadtest/engine"
+	"github.com/certmill/certmill/loadtest/material"
+	"github.com/certmill/certmill/loadtest/observe"
+	"github.com/certmill/certmill/loadtest/report"
+	"github.com/certmill/certmill/loadtest/schedule"
+)
+
+// load is one run to make.
+type load struct {
+	plan     schedule.Schedule // nil is a closed loop
+	callers  int
+	duration time.Duration
+	warmup   time.Duration
+	title    string
+}
+
+// measure makes one run. When ctx ends it returns what has been measured so far, with
+// ctx's error.
+func (s *session) measure(ctx context.Context, l load) (*report.Run, error) {
+	id, err := material.RunID()
+	if err != nil {
+		return nil, err
+	}
+	w := &work{target: s.target, batch: 1, runID: "lt-" + id, csrs: s.csrs, statuses: s.statuses, checker: check.New(s.checks), saver: s.saver}
+	if s.kind.Batch {
+		w.batch = s.o.server.Batch
+	}
+	cfg := engine.Config{Duration: l.duration, Warmup: l.warmup, Timeout: s.o.timeout, InFlight: s.o.inFlight, Units: w.batch}
+	if s.csrs != nil {
+		cfg.MaxCalls = s.csrs.MaxRequests() / int64(w.batch)
+	}
+	rec := engine.NewRecorder()
+	watching, stop := context.WithCancel(ctx)
+	watcher := &watcher{session: s, rec: rec, checker: w.checker, load: l, started: time.Now(), finished: make(chan struct{})}
+	go watcher.run(watching)
+	if l.plan == nil {
+		cfg.InFlight = l.callers
+		err = engine.Closed(ctx, cfg, w.do, rec)
+	} else {
+		err = engine.Open(ctx, cfg, every(l.plan.Arrivals(s.o.seed), w.batch), w.do, rec)
+	}
+	stop()
+	<-watcher.finished
+	checks := w.checker.Close()
+	run := &report.Run{Summary: rec.Snapshot(time.Now()), Checks: checks, Samples: watcher.samples}
+	run.Use = observe.Between(watcher.from, watcher.to)
+	run.Reuse = s.reuse(w.asked.Load())
+	run.Generator = judge(run, l.plan == nil)
+	switch {
+	case ctx.Err() != nil:
+		run.Ended = "interrupted"
+	case cfg.MaxCalls > 0 && w.asked.Load() >= cfg.MaxCalls*int64(w.batch):
+		run.Ended = fmt.Sprintf("every CSR has been used %d times (--max-reuse, --csrs)", s.o.maxReuse)
+	}
+	return run, err
+}
+
+func (s *session) reuse(asked int64) float64 {
+	n := len(s.statuses)
+	if s.csrs != nil {
+		n, _ = s.csrs.Size()
+	}
+	return math.Round(10*float64(asked)/float64(n)) / 10
+}
+
+// every takes each n-th arrival: a call of a batch stands for n of them.
+func every(a schedule.Arrivals, n int) schedule.Arrivals {
+	if n == 1 {
+		return a
+	}
+	return &nth{a, n}
+}
+
+type nth struct {
+	schedule.Arrivals
+	n int
+}
+
+func (a *nth) Next() (due time.Duration, ok bool) {
+	for range a.n {
+		if due, ok = a.Arrivals.Next(); !ok {
+			return 0, false
+		}
+	}
+	return due, true
+}
+
+// judge says whether the generator was in the way. In the open loop that shows in how
+// late it sent, in the closed loop only in its CPU.
+func judge(r *report.Run, closed bool) report.Generator {
+	g := report.Generator{Cores: r.Use.Own}
+	const late = 1.0 // ms
+	switch {
+	case !closed && r.Late.P99 > late && r.Late.P99 > r.Latency.P99/10:
+		g.Limit = true
+		g.Why = fmt.Sprintf("1 %% of the requests were sent %.3g ms late or more, which is %.0f %% of the p99", r.Late.P99, 100*r.Late.P99/r.Latency.P99)
+	case closed && r.Use.Own > 0.9*float64(runtime.GOMAXPROCS(0)):
+		g.Limit = true
+		g.Why = fmt.Sprintf("it used %.2f of its %d cores", r.Use.Own, runtime.GOMAXPROCS(0))
+	}
+	if g.Limit && r.Use.Cores > 0 && r.Use.Machine > 0.95*float64(r.Use.Cores) {
+		g.Why += fmt.Sprintf("; the machine's CPU was full (%.2f of %d cores, %.2f of them the generator's)", r.Use.Machine, r.Use.Cores, r.Use.Own)
+	}
+	return g
+}
+
+// watcher looks at the service once an interval while a run is on, and shows it.
+type watcher struct {
+	session  *session
+	rec      *engine.Recorder
+	checker  *check.Checker
+	load     load
+	started  time.Time
+	from, to observe.Sample
+	samples  []report.Sample
+	finished chan struct{}
+}
+
+func (w *watcher) run(ctx context.Context) {
+	defer close(w.finished)
+	const shown = time.Second
+	keep := engine.Interval(w.load.duration)
+	tick := time.NewTicker(shown)
+	defer tick.Stop()
+	before := w.session.observer.Sample(ctx)
+	w.from = before
+	warm := w.load.warmup > 0
+	for last := before; ; {
+		select {
+		case <-ctx.Done():
+			// One look more, or the last interval's CPU would be lost.
+			w.to = w.session.observer.Sample(context.WithoutCancel(ctx))
+			w.session.view.clear()
+			return
+		case <-tick.C:
+		}
+		now := w.session.observer.Sample(ctx)
+		if ctx.Err() != nil {
+			continue
+		}
+		if warm && now.At.Sub(w.started) >= w.load.warmup {
+			w.from, warm = now, false
+		}
+		s := sampleOf(now.At.Sub(w.started), before, now)
+		if now.At.Sub(last.At) >= keep-shown/2 && len(w.samples) < maxSamples {
+			w.samples = append(w.samples, sampleOf(now.At.Sub(w.started), last, now))
+			last = now
+		}
+		before = now
+		w.session.view.show(w.load, now.At.Sub(w.started), w.rec.Snapshot(now.At), s, w.checker.Summary().Wrong)
+	}
+}
+
+// maxSamples bounds the samples of a run; an interval is at least a six-hundredth.
+const maxSamples = 1200
+
+func sampleOf(at time.Duration, a, b observe.Sample) report.Sample {
+	use := observe.Between(a, b)
+	s := report.Sample{At: at.Seconds(), Own: round(use.Own), Machine: round(use.Machine), Cores: map[string]float64{}, RSS: b.RSS}
+	for _, r := range use.Roles {
+		s.Cores[r.Name] = round(r.Cores)
+	}
+	s.Waiting, s.Queued, s.Busy, s.Sessions = known(b.Gauges.Waiting), known(b.Gauges.Queued), known(b.Gauges.Busy), known(b.Gauges.Sessions)
+	return s
+}
+
+func round(v float64) float64 { return math.Round(v*1000) / 1000 }
+
+func known(v float64) *float64 {
+	if math.IsNaN(v) {
+		return nil
+	}
+	return &v
+}
+
+// runs makes the runs of a plan, one after the other.
+func (s *session) runs(ctx context.Context, l load, n int, pause time.Duration) ([]report.Run, error) {
+	var out []report.Run
+	for i := range n {
+		if i > 0 {
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return out, ctx.Err()
+			}
+		}
+		if n > 1 {
+			l.title = fmt.Sprintf("run %d of %d", i+1, n)
+		}
+		run, err := s.measure(ctx, l)
+		if run != nil && run.Asked > 0 {
+			out = append(out, *run)
+		}
+		if err != nil {
+			return out, err
+		}
+	}
+	return out, nil
+}
+
+// missed returns the conditions that any run missed.
+func missed(o *report.Objective, runs []report.Run) []string {
+	var out []string
+	for i := range runs {
+		for _, m := range o.Missed(&runs[i].Summary) {
+			if len(runs) > 1 {
+				m = fmt.Sprintf("run %d: %s", i+1, m)
+			}
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// exitError ends the program with a code of its own.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
+
+// ExitCode is the process's exit code.
+func (e *exitError) ExitCode() int { return e.code }
+
+// The exit codes beside those of every command.
+const (
+	// ExitObjective: the objective was not held.
+	ExitObjective = 8
+	// ExitWrong: an answer was wrong. It outweighs a missed objective.
+	ExitWrong = 9
+)
+
+// verdict turns a result into the command's error.
+func verdict(r *report.Result) error {
+	switch n := r.Wrong(); {
+	case n > 0:
+		return &exitError{ExitWrong, fmt.Sprintf("%d WRONG ANSWERS; the first: %s", n, firstWrong(r))}
+	case len(r.Missed) > 0:
+		return &exitError{ExitObjective, "the objective was not held: " + strings.Join(r.Missed, "; ")}
+	}
+	return nil
+}
+
+func firstWrong(r *report.Result) string {
+	for i := range r.Runs {
+		if e := r.Runs[i].Checks.Examples; len(e) > 0 {
+			return e[0].Why
+		}
+	}
+	return "unknown"
+}
+
+// interrupted reports whether a run ended since a person asked for it; its results
+// count.
+func interrupted(err error) bool { return errors.Is(err, context.Canceled) }

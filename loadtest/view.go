@@ -1,0 +1,206 @@
+package loadtest
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/certmill/certmill/loadtest/engine"
+	"github.com/certmill/certmill/loadtest/report"
+)
+
+// view shows a run while it is on: a few lines that change in place on a terminal, a
+// line every so often elsewhere. A nil view shows nothing.
+type view struct {
+	mu       sync.Mutex
+	out      io.Writer
+	terminal bool
+	every    time.Duration
+	lines    int // on the terminal, to be written over
+	last     time.Duration
+}
+
+func newView(out io.Writer, every time.Duration) *view {
+	v := &view{out: out, every: every}
+	if f, ok := out.(*os.File); ok {
+		v.terminal = term.IsTerminal(int(f.Fd()))
+	}
+	return v
+}
+
+// note writes a line that stays.
+func (v *view) note(format string, args ...any) {
+	if v == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.wipe()
+	fmt.Fprintf(v.out, format+"\n", args...)
+}
+
+// progress tells of work before the run, on a terminal only.
+func (v *view) progress(what string, done, of int) {
+	if v == nil || !v.terminal {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.wipe()
+	if done < of {
+		v.draw([]string{fmt.Sprintf("%s: %d of %d", what, done, of)})
+	}
+}
+
+func (v *view) clear() {
+	if v == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.wipe()
+	v.last = 0
+}
+
+// show draws the state of a run.
+func (v *view) show(l load, at time.Duration, s engine.Summary, sample report.Sample, wrong int64) {
+	if v == nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	p := lastPoint(s.Series)
+	if !v.terminal {
+		if at-v.last >= v.every {
+			v.last = at
+			fmt.Fprintln(v.out, plainLine(at, s, p, sample, wrong))
+		}
+		return
+	}
+	v.wipe()
+	v.draw(block(l, at, s, p, sample, wrong))
+}
+
+// wipe takes back what was drawn.
+func (v *view) wipe() {
+	if v.lines > 0 {
+		fmt.Fprintf(v.out, "\x1b[%dA\x1b[J", v.lines)
+		v.lines = 0
+	}
+}
+
+func (v *view) draw(lines []string) {
+	width := 120
+	if f, ok := v.out.(*os.File); ok {
+		if w, _, err := term.GetSize(int(f.Fd())); err == nil && w > 10 {
+			width = w
+		}
+	}
+	for _, l := range lines {
+		if r := []rune(l); len(r) >= width { // a line that wraps could not be taken back
+			l = string(r[:width-1])
+		}
+		fmt.Fprintln(v.out, l)
+	}
+	v.lines = len(lines)
+}
+
+func lastPoint(series []engine.Point) engine.Point {
+	if len(series) == 0 {
+		return engine.Point{Seconds: 1}
+	}
+	return series[len(series)-1]
+}
+
+func perSecond(n int64, p engine.Point) float64 { return float64(n) / p.Seconds }
+
+func plainLine(at time.Duration, s engine.Summary, p engine.Point, sample report.Sample, wrong int64) string {
+	parts := []string{
+		fmt.Sprintf("%4.0fs  asked %.0f/s  reached %.0f/s", at.Seconds(), perSecond(p.Asked, p), perSecond(p.OK, p)),
+		fmt.Sprintf("p50 %s  p99 %s  max %s", ms(p.Latency.P50), ms(p.Latency.P99), ms(p.Latency.Max)),
+		fmt.Sprintf("errors %d", s.Failed),
+	}
+	if wrong > 0 {
+		parts = append(parts, fmt.Sprintf("WRONG %d", wrong))
+	}
+	return strings.Join(append(parts, service(sample)...), "  ")
+}
+
+func block(l load, at time.Duration, s engine.Summary, p engine.Point, sample report.Sample, wrong int64) []string {
+	const cells = 30
+	filled := min(int(cells*at/l.duration), cells)
+	head := fmt.Sprintf("%s%s  %.0f of %.0f s", strings.Repeat("█", filled), strings.Repeat("░", cells-filled), at.Seconds(), l.duration.Seconds())
+	if l.title != "" {
+		head += "  " + l.title
+	}
+	if at < l.warmup {
+		head += "  warming up"
+	}
+	lines := []string{
+		head,
+		fmt.Sprintf("rate      asked %8.0f/s   reached %8.0f/s   so far %d", perSecond(p.Asked, p), perSecond(p.OK, p), s.OK),
+		fmt.Sprintf("now       p50 %9s  p90 %9s  p99 %9s  p99.9 %9s  max %9s", ms(p.Latency.P50), ms(p.Latency.P90), ms(p.Latency.P99), ms(p.Latency.P999), ms(p.Latency.Max)),
+		fmt.Sprintf("so far    p50 %9s  p90 %9s  p99 %9s  p99.9 %9s  max %9s", ms(s.Latency.P50), ms(s.Latency.P90), ms(s.Latency.P99), ms(s.Latency.P999), ms(s.Latency.Max)),
+		"errors    " + errorsLine(s.Errors),
+	}
+	if parts := service(sample); len(parts) > 0 {
+		lines = append(lines, "service   "+strings.Join(parts, "   "))
+	}
+	if wrong > 0 {
+		lines = append(lines, fmt.Sprintf("\x1b[1;31mWRONG ANSWERS: %d\x1b[0m", wrong))
+	}
+	return lines
+}
+
+func errorsLine(errors []engine.Failure) string {
+	if len(errors) == 0 {
+		return "none"
+	}
+	var parts []string
+	for _, e := range errors {
+		parts = append(parts, fmt.Sprintf("%s %d", e.Kind, e.Count))
+	}
+	return strings.Join(parts, "  ")
+}
+
+// service says what the service and the machine told of themselves.
+func service(s report.Sample) []string {
+	var parts []string
+	if s.Waiting != nil {
+		parts = append(parts, fmt.Sprintf("waiting %.0f", *s.Waiting))
+	}
+	if s.Queued != nil {
+		parts = append(parts, fmt.Sprintf("queued %.0f", *s.Queued))
+	}
+	if s.Busy != nil && s.Sessions != nil {
+		parts = append(parts, fmt.Sprintf("HSM %.0f/%.0f busy", *s.Busy, *s.Sessions))
+	}
+	var cpu []string
+	for _, name := range slices.Sorted(maps.Keys(s.Cores)) {
+		if s.Cores[name] >= 0.005 {
+			cpu = append(cpu, fmt.Sprintf("%s %.2f", name, s.Cores[name]))
+		}
+	}
+	return append(parts, "cores: "+strings.Join(append(cpu, fmt.Sprintf("generator %.2f", s.Own)), " "))
+}
+
+// ms writes milliseconds with three digits.
+func ms(v float64) string {
+	switch {
+	case v == 0:
+		return "–"
+	case v >= 10_000:
+		return fmt.Sprintf("%.3g s", v/1000)
+	case v >= 100:
+		return fmt.Sprintf("%.0f ms", v)
+	default:
+		return fmt.Sprintf("%.3g ms", v)
+	}
+}
