@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	crdbpgx "github.com/cockroachdb/cockroach-go/v2/crdb/crdbpgxv5"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -73,11 +74,6 @@ func (c cause) retryable() bool { return c == causeConflict || c == causeAmbiguo
 
 // retry runs do until it succeeds, fails for good, or its time is over. do must be
 // safe to run again after it has had its effect.
-//
-// crdbpgxv5.ExecuteTx is not used: it takes RELEASE SAVEPOINT for the commit and
-// drops the error of COMMIT itself, which on PostgreSQL is where a SERIALIZABLE
-// transaction learns that it has failed; and a savepoint there keeps the snapshot
-// that made it fail. A whole new transaction is right on both.
 func (l *Ledger) retry(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -138,9 +134,19 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // inTx runs fn in a transaction, as often as retry finds necessary. fn has no effect
 // outside the database, wraps errors with %w, and finds what a lost first run of
 // itself has committed.
+//
+// On CockroachDB a conflict is repeated inside the transaction, which keeps its
+// priority (crdbpgxv5). Not so on PostgreSQL: crdbpgxv5 takes RELEASE SAVEPOINT for
+// the commit and drops the error of COMMIT itself, which is where a SERIALIZABLE
+// transaction there learns that it has failed, and a savepoint keeps the snapshot
+// that made it fail.
 func (l *Ledger) inTx(ctx context.Context, opts pgx.TxOptions, fn func(context.Context, pgx.Tx) error) error {
 	return l.retry(ctx, func(ctx context.Context) error {
-		return pgx.BeginTxFunc(ctx, l.write, opts, func(tx pgx.Tx) error { return fn(ctx, tx) })
+		do := func(tx pgx.Tx) error { return fn(ctx, tx) }
+		if l.dialect == cockroach {
+			return crdbpgx.ExecuteTx(ctx, l.write, opts, do)
+		}
+		return pgx.BeginTxFunc(ctx, l.write, opts, do)
 	})
 }
 
