@@ -129,10 +129,7 @@ func asMessage(out ledger.Outcome, issuer ledger.Issuer, requestID string) *cert
 		RequestId: requestID, Duplicate: out.Duplicate, SpkiSha256: hex.EncodeToString(row.SPKI[:]),
 	}
 	// The chain ends before the root, which the last of issuer.Chain is.
-	cert.Chain = append(cert.Chain, issuer.DER)
-	for _, der := range issuer.Chain[:max(0, len(issuer.Chain)-1)] {
-		cert.Chain = append(cert.Chain, der)
-	}
+	cert.Chain = append([][]byte{issuer.DER}, issuer.Chain[:max(0, len(issuer.Chain)-1)]...)
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Der})
 	for _, der := range cert.Chain {
 		text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)

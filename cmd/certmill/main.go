@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"syscall"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/telemetry"
+	"github.com/certmill/certmill/loadtest"
 )
 
 // The exit codes; they are part of the interface (see long).
@@ -47,29 +49,51 @@ func main() {
 func run(ctx context.Context, args []string) int {
 	root := newRoot()
 	root.SetArgs(args)
+	begun := false
+	onRun(root, func(c *cobra.Command) error {
+		begun = true
+		if form, _ := c.Flags().GetString("output"); form != "text" && form != "json" {
+			return usage("-o %s: text or json", form)
+		}
+		return nil
+	})
 	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
+	}
+	if !begun {
+		// Whatever cobra refuses before a command runs is wrong usage.
+		err = usage("%w; see `%s --help`", err, command.CommandPath())
 	}
 	newPrinter(command).failure(err)
 	return exitCode(err)
 }
 
+// onRun has before called in front of every command below c.
+func onRun(c *cobra.Command, before func(*cobra.Command) error) {
+	if run := c.RunE; run != nil {
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if err := before(c); err != nil {
+				return err
+			}
+			return run(c, args)
+		}
+	}
+	for _, below := range c.Commands() {
+		onRun(below, before)
+	}
+}
+
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
-		Use:               "certmill",
-		Short:             "A certificate authority for fleets",
-		Long:              long,
-		Version:           telemetry.Version,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
-		Args:              cobra.NoArgs,
-		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
+		Use:           "certmill",
+		Short:         "A certificate authority for fleets",
+		Long:          long,
+		Version:       telemetry.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usage("%w; see `%s --help`", err, c.CommandPath())
-	})
 	root.PersistentFlags().StringP("output", "o", "text", "text or json")
 	root.AddGroup(
 		&cobra.Group{ID: "start", Title: "Start here:"},
@@ -78,7 +102,7 @@ func newRoot() *cobra.Command {
 		&cobra.Group{ID: "operate", Title: "Operate:"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"start":        {devCommand()},
+		"start":        {devCommand(), loadtest.Command()},
 		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
 		"roles":        {gatewayCommand(), signerCommand(), ocspCommand()},
 		"operate":      {caCommand(), ledgerCommand(), configCommand(), versionCommand()},
@@ -102,6 +126,12 @@ func exitCode(err error) int {
 	var u usageError
 	if errors.As(err, &u) {
 		return exitUsage
+	}
+	// loadtest has codes of its own; those of child processes are none of ours.
+	var coded interface{ ExitCode() int }
+	var child *exec.ExitError
+	if errors.As(err, &coded) && !errors.As(err, &child) {
+		return coded.ExitCode()
 	}
 	var p *problem.Error
 	if !errors.As(err, &p) {

@@ -61,6 +61,10 @@ func TestMistakesEndWithTheirExitCode(t *testing.T) {
 		says string
 	}{
 		"no name":             {[]string{"issue"}, 2, "Give --dns"},
+		"an unknown word":     {[]string{"isue"}, 2, "isue"},
+		"an unknown form":     {[]string{"version", "-o", "xml"}, 2, "json"},
+		"a missing flag":      {[]string{"token", "create", "--name", "a.test"}, 2, "profile"},
+		"flags that clash":    {[]string{"issue", "--csr", broken, "--dns", "a.test"}, 2, "dns"},
 		"an unknown flag":     {[]string{"issue", "--dnss", "x"}, 2, "--help"},
 		"a broken CSR":        {[]string{"issue", "--csr", broken, "--profile", "server"}, 3, "csr"},
 		"no such profile":     {[]string{"issue", "--dns", "a.test", "--profile", "none"}, 3, "none"},
