@@ -49,7 +49,7 @@ func (s *service) newIssued(requestID string, r *queuev1.SignResult, i *issuer, 
 func (s *service) renewAt(n serial.Number, notBefore, notAfter time.Time) time.Time {
 	spread := float64(binary.BigEndian.Uint32(n[serial.Size-4:]))/(1<<32) - 0.5
 	life := notAfter.Sub(notBefore)
-	return notBefore.Add(time.Duration((s.cfg.RenewAt + 0.1*spread) * float64(life))).Truncate(time.Second)
+	return notBefore.Add(time.Duration((s.cfg.RenewAt + 0.1*spread) * float64(life))).Round(time.Second)
 }
 
 // pem returns the certificate and its chain, leaf first, without the root.

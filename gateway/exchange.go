@@ -48,6 +48,14 @@ func (o *observer) begin(ctx context.Context, r route, traceparent string) (cont
 	return ctx, x
 }
 
+// about notes what the call asks for, and takes the caller's name for it.
+func (x *exchange) about(in *certmillv1.IssueRequest) {
+	x.profile = in.GetProfile()
+	if id := requestIDOf(in); id != "" {
+		x.requestID = id
+	}
+}
+
 // end closes the call. err is what the caller was told, with its cause.
 func (x *exchange) end(ctx context.Context, err error) {
 	elapsed := time.Since(x.started)

@@ -23,10 +23,7 @@ type authorityServer struct {
 
 func (a *authorityServer) Issue(ctx context.Context, in *certmillv1.IssueRequest) (*certmillv1.IssueResponse, error) {
 	x := exchangeOf(ctx)
-	x.profile = in.Profile
-	if in.RequestId != "" && printable(in.RequestId, 128) {
-		x.requestID = in.RequestId
-	}
+	x.about(in)
 	i, err := a.api.service.issue(ctx, x.caller, x.requestID, in)
 	if err != nil {
 		return nil, err
@@ -111,10 +108,7 @@ func (s *issueStream) issue(ctx context.Context, x *exchange, in *certmillv1.Iss
 		}
 	}()
 	a := s.api
-	x.profile = in.Profile
-	if in.RequestId != "" && printable(in.RequestId, 128) {
-		x.requestID = in.RequestId
-	}
+	x.about(in)
 	if err := a.service.inFlight.acquire(1); err != nil {
 		return nil, err
 	}
@@ -136,8 +130,8 @@ func (a *authorityServer) Submit(ctx context.Context, in *certmillv1.SubmitReque
 	if r == nil {
 		r = &certmillv1.IssueRequest{}
 	}
-	x.profile = r.Profile
-	return a.api.service.submit(ctx, x.caller, x.requestID, r)
+	x.about(r)
+	return a.api.service.submit(ctx, x.caller, r)
 }
 
 func (a *authorityServer) GetOrder(ctx context.Context, in *certmillv1.GetOrderRequest) (*certmillv1.Order, error) {

@@ -64,11 +64,8 @@ func (h *httpAPI) issue(ctx context.Context, x *exchange, w http.ResponseWriter,
 	if err != nil {
 		return err
 	}
-	x.profile = in.Profile
-	if in.RequestId != "" && printable(in.RequestId, 128) {
-		x.requestID = in.RequestId
-		w.Header()["Request-Id"] = []string{x.requestID}
-	}
+	x.about(in)
+	w.Header()["Request-Id"] = []string{x.requestID}
 	i, err := h.service.issue(ctx, r.caller, x.requestID, in)
 	if err != nil {
 		return err
@@ -144,7 +141,7 @@ func idempotencyKey(r *request, in *certmillv1.IssueRequest) error {
 	if len(key) >= 2 && strings.HasPrefix(key, `"`) && strings.HasSuffix(key, `"`) {
 		key = key[1 : len(key)-1]
 	}
-	if len(values) > 1 || !printable(key, 128) || in.RequestId != "" && in.RequestId != key {
+	if len(values) > 1 || !printable(key, maxRequestID) || in.RequestId != "" && in.RequestId != key {
 		return problem.Rejected("idempotency-key", "request_id_format", "an idempotency key is at most 128 bytes of printable ASCII, given once")
 	}
 	in.RequestId = key
@@ -184,8 +181,9 @@ func (h *httpAPI) submit(ctx context.Context, x *exchange, w http.ResponseWriter
 	if err != nil {
 		return err
 	}
-	x.profile = in.Profile
-	order, err := h.service.submit(ctx, r.caller, x.requestID, in)
+	x.about(in)
+	w.Header()["Request-Id"] = []string{x.requestID}
+	order, err := h.service.submit(ctx, r.caller, in)
 	if err != nil {
 		return err
 	}

@@ -23,19 +23,21 @@ import (
 // serial and no certificate can be made.
 const maxLifetime = 30 * 365 * 24 * time.Hour
 
+// maxRequestID bounds an idempotency key, in bytes.
+const maxRequestID = 128
+
 // prepared is a request that has passed every check of the gateway.
 type prepared struct {
-	requestID string
-	key       ledger.RequestKey
-	csr       [sha256.Size]byte
-	reuse     time.Duration
-	request   *profile.Request
-	sign      *queuev1.SignRequest
+	key     ledger.RequestKey
+	csr     [sha256.Size]byte
+	reuse   time.Duration // how long the key stands
+	request *profile.Request
+	sign    *queuev1.SignRequest
 }
 
-// issue waits for one certificate.
+// issue waits for one certificate. requestID is what its answer and the log call it.
 func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*issued, error) {
-	p, err := s.prepare(ctx, c, requestID, r)
+	p, err := s.prepare(ctx, c, r)
 	if err != nil {
 		return nil, err
 	}
@@ -55,12 +57,12 @@ func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *cer
 	if err != nil {
 		return nil, err
 	}
-	return s.newIssued(p.requestID, result, i, p.request)
+	return s.newIssued(requestID, result, i, p.request)
 }
 
 // prepare turns what was asked into what a signer is asked: the CSR is parsed and its
 // signature checked once, and the profile judges all of it.
-func (s *service) prepare(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*prepared, error) {
+func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueRequest) (*prepared, error) {
 	// Step 1: what costs nothing to check.
 	if err := checkIssue(r); err != nil {
 		return nil, err
@@ -103,17 +105,14 @@ func (s *service) prepare(ctx context.Context, c *Caller, requestID string, r *c
 	if deadline, ok := ctx.Deadline(); ok {
 		sign.DeadlineUnixMs = deadline.UnixMilli()
 	}
-	if r.RequestId != "" {
-		requestID = r.RequestId
-	}
-	return &prepared{requestID: requestID, key: key, csr: parsed.SHA256, reuse: window, request: request, sign: sign}, nil
+	return &prepared{key: key, csr: parsed.SHA256, reuse: window, request: request, sign: sign}, nil
 }
 
 func checkIssue(r *certmillv1.IssueRequest) error {
 	if len(r.Csr) == 0 {
 		return problem.Rejected("csr", "required", "the request holds no CSR")
 	}
-	if r.RequestId != "" && !printable(r.RequestId, 128) {
+	if r.RequestId != "" && !printable(r.RequestId, maxRequestID) {
 		return problem.Rejected("request_id", "request_id_format", "an idempotency key is at most 128 bytes of printable ASCII")
 	}
 	if r.Lifetime != nil {
@@ -180,9 +179,9 @@ func (s *service) issueMany(ctx context.Context, c *Caller, requests []*certmill
 
 // issueOne is issue for batches and streams: a failure, even a defect, is a result.
 func (s *service) issueOne(ctx context.Context, c *Caller, r *certmillv1.IssueRequest) (result *certmillv1.IssueResult) {
-	requestID := newRequestID()
-	if r.GetRequestId() != "" && printable(r.RequestId, 128) {
-		requestID = r.RequestId
+	requestID := requestIDOf(r)
+	if requestID == "" {
+		requestID = newRequestID()
 	}
 	defer func() {
 		if v := recover(); v != nil {
@@ -204,6 +203,15 @@ func (s *service) failedResult(requestID string, err error) *certmillv1.IssueRes
 		s.log.Error("one of several requests failed", "request_id", requestID, "error", err)
 	}
 	return &certmillv1.IssueResult{RequestId: requestID, Outcome: &certmillv1.IssueResult_Problem{Problem: problemMessage(err, requestID)}}
+}
+
+// requestIDOf returns the idempotency key of a request, and "" where there is none or
+// one that checkIssue will refuse.
+func requestIDOf(r *certmillv1.IssueRequest) string {
+	if id := r.GetRequestId(); printable(id, maxRequestID) {
+		return id
+	}
+	return ""
 }
 
 // newRequestID names a request for the logs where its caller did not.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -264,5 +265,20 @@ func TestOldTLSIsRefused(t *testing.T) {
 	if conn, err := tls.Dial("tcp", w.https, cfg); err == nil {
 		_ = conn.Close()
 		t.Error("TLS 1.1 was spoken")
+	}
+}
+
+// A new mTLS handshake costs as much as four certificates.
+func TestTLSSessionsAreResumed(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.clientTLS(w.pki.foreign.issue(t, &x509.Certificate{Subject: named("alice")}))
+	cfg.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	connect := func() httpReply {
+		transport := &http.Transport{TLSClientConfig: cfg}
+		defer transport.CloseIdleConnections()
+		return w.do(t, httpCall{method: http.MethodGet, path: "/v1/certificates?caller=mtls:cn:alice", client: &http.Client{Transport: transport}}).ok(t, 200)
+	}
+	if connect().tls.DidResume || !connect().tls.DidResume {
+		t.Error("the second connection is not a resumption")
 	}
 }
