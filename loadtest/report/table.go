@@ -3,6 +3,7 @@ package report
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -133,7 +134,7 @@ type part struct {
 
 // breakdown says where the time went: the server's phases, what the server did beside
 // them ("gateway", where it states a total), what the way to it took ("network and
-// client"), and how late the generator was.
+// client"), and how long requests waited to be sent.
 func (r *Run) breakdown() []part {
 	if len(r.Phases) == 0 {
 		return nil
@@ -155,5 +156,12 @@ func (r *Run) breakdown() []part {
 	if rest := r.Service.Mean - known; rest > 0 {
 		parts = append(parts, part{name: "network and client", mean: rest})
 	}
-	return append(parts, part{name: "late sending", mean: max(r.Latency.Mean-r.Service.Mean, 0)})
+	if late := r.Latency.Mean - r.Service.Mean; late > 0 {
+		parts = append(parts, part{name: waiting, mean: late})
+	}
+	slices.SortStableFunc(parts, func(a, b part) int { return byWay(a.name, b.name) })
+	return parts
 }
+
+// waiting is the part between the moment a request was due and its sending.
+const waiting = "waiting to be sent"
