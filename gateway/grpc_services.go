@@ -29,7 +29,7 @@ func (a *authorityServer) Issue(ctx context.Context, in *certmillv1.IssueRequest
 		return nil, err
 	}
 	x.issued = i
-	_ = grpc.SetTrailer(ctx, metadata.Pairs("server-timing", serverTiming(i.result, time.Since(x.started)))) // fails only outside of a call
+	_ = grpc.SetHeader(ctx, metadata.Pairs("server-timing", serverTiming(i.result, time.Since(x.started)))) // fails only when it was sent
 	return &certmillv1.IssueResponse{Certificate: i.message()}, nil
 }
 

@@ -20,6 +20,9 @@ type GatewayConfig struct {
 	Dispatch gateway.DispatcherConfig `yaml:"dispatch"`
 }
 
+// gatewayElements are the defaults of a trusted token issuer in a list of them.
+var gatewayElements = []any{gateway.DefaultJWTIssuer()}
+
 // DefaultGateway returns the defaults.
 func DefaultGateway() GatewayConfig {
 	return GatewayConfig{Config: gateway.DefaultConfig(), Dispatch: gateway.DefaultDispatcherConfig()}
@@ -37,9 +40,9 @@ func (c GatewayConfig) Validate() error {
 func gatewayRole() Role {
 	return Role{
 		Name: "gateway", Command: "certmill gateway", Summary: "The public API: it authenticates, checks, queues and answers.",
-		Defaults: DefaultGateway(),
+		Defaults: DefaultGateway(), Elements: gatewayElements,
 		Check: func(s Source) error {
-			_, err := load("gateway", DefaultGateway(), nil, s)
+			_, err := load("gateway", DefaultGateway(), gatewayElements, s)
 			return err
 		},
 	}
@@ -47,7 +50,7 @@ func gatewayRole() Role {
 
 // Gateway runs a gateway until ctx ends.
 func Gateway(ctx context.Context, s Source) error {
-	cfg, err := load("gateway", DefaultGateway(), nil, s)
+	cfg, err := load("gateway", DefaultGateway(), gatewayElements, s)
 	if err != nil {
 		return err
 	}
