@@ -23,6 +23,7 @@ type Dir struct {
 
 	mu    sync.Mutex
 	ports map[string]int // as in ports.json
+	held  map[string]net.Listener
 }
 
 // ErrLocked says that another process works on the data directory.
@@ -57,7 +58,7 @@ func OpenDir(path string) (*Dir, error) {
 		}
 		return nil, fmt.Errorf("locking %s: %w", path, err)
 	}
-	d := &Dir{path: path, lock: lock, ports: map[string]int{}}
+	d := &Dir{path: path, lock: lock, ports: map[string]int{}, held: map[string]net.Listener{}}
 	if data, err := os.ReadFile(d.Path("ports.json")); err == nil {
 		// A file that cannot be read costs nothing but other port numbers.
 		_ = json.Unmarshal(data, &d.ports)
@@ -65,8 +66,16 @@ func OpenDir(path string) (*Dir, error) {
 	return d, nil
 }
 
-// Close gives the directory free.
-func (d *Dir) Close() error { return d.lock.Close() }
+// Close gives the directory and the ports that are still held free.
+func (d *Dir) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range d.held {
+		_ = l.Close()
+	}
+	clear(d.held)
+	return d.lock.Close()
+}
 
 // Path joins names to the directory's absolute path.
 func (d *Dir) Path(names ...string) string {
@@ -85,9 +94,8 @@ func (d *Dir) Log(name string) (string, error) {
 const anyPort = -1
 
 // Port returns a free TCP port on loopback for a name: the one of the last start,
-// else preferred (0: any), else any. It is remembered for the next start. The port
-// is free when Port looks; a program that takes it in between makes the server's
-// own start fail.
+// else preferred (0: any), else any. It is remembered for the next start, and held
+// until Release, so that nobody else is given it before the server starts.
 func (d *Dir) Port(name string, preferred int) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -100,13 +108,11 @@ func (d *Dir) Port(name string, preferred int) (int, error) {
 			continue
 		}
 		got := l.Addr().(*net.TCPAddr).Port
-		if err := l.Close(); err != nil {
-			return 0, err
-		}
 		if d.taken(name, got) {
+			_ = l.Close()
 			continue
 		}
-		d.ports[name] = got
+		d.ports[name], d.held[name] = got, l
 		data, err := json.MarshalIndent(d.ports, "", "  ")
 		if err != nil {
 			return 0, err
@@ -114,6 +120,16 @@ func (d *Dir) Port(name string, preferred int) (int, error) {
 		return got, os.WriteFile(d.Path("ports.json"), append(data, '\n'), 0o600)
 	}
 	return 0, fmt.Errorf("no free port on 127.0.0.1 for %s", name)
+}
+
+// Release gives the port of a name to the server that is about to start.
+func (d *Dir) Release(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l := d.held[name]; l != nil {
+		_ = l.Close()
+		delete(d.held, name)
+	}
 }
 
 // taken reports whether the port was given to another name.

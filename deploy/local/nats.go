@@ -51,6 +51,7 @@ func StartNATS(d *Dir, o NATSOptions) (*NATS, error) {
 		return nil, fmt.Errorf("setting NATS up: %w", err)
 	}
 	n.server.ConfigureLogger()
+	d.Release("nats")
 	n.server.Start()
 	if !n.server.ReadyForConnections(20*time.Second) || !n.server.JetStreamEnabled() {
 		n.Stop()

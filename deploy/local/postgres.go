@@ -86,6 +86,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if o.Throwaway {
 		onDeath = syscall.SIGQUIT
 	}
+	d.Release("postgresql")
 	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred})
 	if err != nil {
 		return nil, err

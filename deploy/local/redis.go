@@ -60,6 +60,7 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.Release("redis")
 	if r.proc, err = Start(Command{Name: "redis", Path: server, Args: []string{d.Path("redis.conf")}, Log: log}); err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (d *dev) writeSettings(context.Context) error {
 	if err := d.role("maintenance", []string{"ledger", "maintain", "--every"}, settings{"ledger": d.ledgerSettings(2)}); err != nil {
 		return err
 	}
-	if err := d.role("responder", []string{"ocsp", "responder"}, settings{"listen": d.ports.ocsp, "redis": d.redisSettings()}); err != nil {
+	if err := d.role("responder", []string{"ocsp", "responder"}, settings{"listen": d.ports.ocsp, "redis": d.redisSettings()}, "ocsp"); err != nil {
 		return err
 	}
 	if err := d.role("presigner", []string{"ocsp", "presigner"}, d.presignerSettings()); err != nil {
@@ -68,7 +68,7 @@ func (d *dev) writeSettings(context.Context) error {
 			return err
 		}
 	}
-	if err := d.role("gateway", []string{"gateway"}, d.gatewaySettings()); err != nil {
+	if err := d.role("gateway", []string{"gateway"}, d.gatewaySettings(), "gateway", "gateway-grpc"); err != nil {
 		return err
 	}
 	return d.write("cli.yaml", settings{
@@ -78,14 +78,14 @@ func (d *dev) writeSettings(context.Context) error {
 }
 
 // role writes the configuration of one process and puts it on the list.
-func (d *dev) role(name string, command []string, s settings) error {
+func (d *dev) role(name string, command []string, s settings, ports ...string) error {
 	operator, err := d.address("operator-"+name, 0)
 	if err != nil {
 		return err
 	}
 	s["telemetry"] = settings{"listen": operator}
 	file := filepath.Join("config", name+".yaml")
-	d.roles = append(d.roles, &child{name: name, operator: operator, args: append(command, "--config", d.dir.Path(file))})
+	d.roles = append(d.roles, &child{name: name, operator: operator, ports: append(ports, "operator-"+name), args: append(command, "--config", d.dir.Path(file))})
 	return d.write(file, s)
 }
 

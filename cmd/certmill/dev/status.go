@@ -21,13 +21,13 @@ const (
 
 // sample is what the roles said of themselves at one time.
 type sample struct {
-	at              time.Time
-	issued, ocsp    float64 // totals since the roles' starts
-	waiting, queued float64
-	signers, ready  int
-	sessions, busy  float64
-	hsm             string // the worst condition of a token
-	notReady        []string
+	at             time.Time
+	issued, ocsp   float64 // totals since the roles' starts
+	waiting        float64 // calls that have no answer yet
+	signers, ready int
+	sessions, busy float64
+	hsm            string // the worst condition of a token
+	notReady       []string
 }
 
 // follow shows how the service is doing until ctx ends.
@@ -66,8 +66,9 @@ func (s sample) since(before sample) string {
 		}
 		return (now - then) / seconds
 	}
-	line := fmt.Sprintf("%s  %.0f certificates/s (%.0f since the signers' start) · queue %.0f waiting, %.0f messages · signers %d/%d · HSM %s, %.0f/%.0f sessions busy · OCSP %.0f/s",
-		s.at.Format(time.TimeOnly), rate(s.issued, before.issued), s.issued, s.waiting, s.queued, s.ready, s.signers, s.hsm, s.busy, s.sessions, rate(s.ocsp, before.ocsp))
+	// Short enough for a terminal of 80 columns, where \r cannot go back over a wrap.
+	line := fmt.Sprintf("%s %.0f certs/s · queue %.0f · signers %d/%d · HSM %s %.0f/%.0f · OCSP %.0f/s",
+		s.at.Format(time.TimeOnly), rate(s.issued, before.issued), s.waiting, s.ready, s.signers, s.hsm, s.busy, s.sessions, rate(s.ocsp, before.ocsp))
 	if len(s.notReady) > 0 {
 		line += " · not ready: " + strings.Join(s.notReady, ", ")
 	}
@@ -94,7 +95,6 @@ func (d *dev) take(ctx context.Context) sample {
 		s.issued += sum(families, "certmill_signer_requests_total", "kind", "ok")
 		s.ocsp += sum(families, "certmill_ocsp_requests_total", "", "")
 		s.waiting += sum(families, "certmill_gateway_dispatch_pending", "", "")
-		s.queued += sum(families, "certmill_queue_depth_messages", "", "")
 		if signer {
 			s.sessions += sum(families, "certmill_hsm_sessions", "", "")
 			s.busy += sum(families, "certmill_hsm_sessions_busy", "", "")

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +25,8 @@ const (
 	settled = 10 * time.Second
 	// stopGrace is how long a role may take to end in order.
 	stopGrace = 30 * time.Second
+	// hopeless is how often a role may die before it is first ready.
+	hopeless = 3
 	// readyWithin bounds the wait for the roles at the start.
 	readyWithin = 90 * time.Second
 )
@@ -33,6 +37,9 @@ type child struct {
 	args []string
 	// operator is the host:port of its operator's listener.
 	operator string
+	// ports are the names of the ports it listens on, held for it until its start.
+	ports  []string
+	deaths atomic.Int32
 
 	log, pid string // files
 	stop     chan struct{}
@@ -61,6 +68,9 @@ func (d *dev) startRoles(context.Context) error {
 }
 
 func (d *dev) launch(c *child) (*local.Process, error) {
+	for _, name := range c.ports {
+		d.dir.Release(name)
+	}
 	p, err := local.Start(local.Command{Name: c.name, Path: d.binary, Args: c.args, Env: d.environment(), Log: c.log})
 	if err != nil {
 		return nil, err
@@ -99,6 +109,7 @@ func (d *dev) keep(c *child, p *local.Process) {
 			if time.Since(since) > settled {
 				wait = restartMin
 			}
+			c.deaths.Add(1)
 			d.say("%s ended (%s); starting it again in %s; its log: %s", c.name, p.Status(), wait, d.path("log", filepath.Base(c.log)))
 		}
 		timer := time.NewTimer(wait)
@@ -139,12 +150,25 @@ func (d *dev) waitReady(ctx context.Context) error {
 			if err == nil {
 				break
 			}
+			if n := c.deaths.Load(); n >= hopeless {
+				return fmt.Errorf("%s ended %d times; the end of its log %s:\n%s", c.name, n, d.path("log", filepath.Base(c.log)), lastLine(c.log))
+			}
 			if !pause(ctx, 50*time.Millisecond) {
 				return fmt.Errorf("%s is not ready after %s: %w; its log: %s", c.name, readyWithin, err, d.path("log", filepath.Base(c.log)))
 			}
 		}
 	}
 	return nil
+}
+
+// lastLine returns the last line of a log that is not empty.
+func lastLine(path string) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return lines[len(lines)-1]
 }
 
 // ask returns nil when the role at an operator's listener is ready.
