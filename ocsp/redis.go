@@ -23,6 +23,7 @@ func connect(cfg config.Redis) (redis.UniversalClient, error) {
 		Username:              cfg.Username,
 		PoolSize:              cfg.PoolSize,
 		ClientName:            "certmill",
+		Protocol:              2, // in RESP3 HGETALL is a map, which EachRecord does not want
 		ContextTimeoutEnabled: true,
 		DialTimeout:           time.Second,
 		DialerRetries:         1, // a Redis that is down must be known at once

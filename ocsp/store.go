@@ -160,20 +160,30 @@ func (s *Store) Get(ctx context.Context, serials []serial.Number) ([]string, err
 	return out, nil
 }
 
-// Shard reads all records of one shard, encoded, by serial. Fields that are no
-// serials of ours are left out.
-func (s *Store) Shard(ctx context.Context, shard uint16) (map[serial.Number]string, error) {
-	fields, err := s.client.HGetAll(ctx, s.keys.shardKey(shard)).Result()
-	if err != nil {
-		return nil, fmt.Errorf("reading shard %04x from Redis: %w", shard, err)
+// EachRecord calls fn for every record of the shards, which it reads by one pipeline.
+// Fields that are no serials of ours are left out.
+func (s *Store) EachRecord(ctx context.Context, shards []uint16, fn func(n serial.Number, record string)) error {
+	pipe := s.client.Pipeline()
+	replies := make([]*redis.SliceCmd, len(shards))
+	for i, shard := range shards {
+		// Not HGetAll: a map of what is only walked through costs more than reading it.
+		replies[i] = redis.NewSliceCmd(ctx, "hgetall", s.keys.shardKey(shard))
+		_ = pipe.Process(ctx, replies[i]) // Exec has the error
 	}
-	out := make(map[serial.Number]string, len(fields))
-	for field, record := range fields {
-		if n, err := serialOf(shard, field); err == nil {
-			out[n] = record
+	if _, err := pipe.Exec(ctx); err != nil {
+		return fmt.Errorf("reading %d shards from Redis: %w", len(shards), err)
+	}
+	for i, reply := range replies {
+		fields := reply.Val()
+		for f := 0; f+1 < len(fields); f += 2 {
+			field, _ := fields[f].(string)
+			record, _ := fields[f+1].(string)
+			if n, err := serialOf(shards[i], field); err == nil {
+				fn(n, record)
+			}
 		}
 	}
-	return out, nil
+	return nil
 }
 
 // Drop removes a record if it is still the one given, and reports whether it was.

@@ -75,13 +75,15 @@ func (l *Ledger) AddEpoch(issuer int32) uint32 {
 	return id
 }
 
-// Issue stores certificates.
+// Issue stores certificates, or puts other statuses in the place of theirs.
 func (l *Ledger) Issue(statuses ...ledger.Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range statuses {
+		if _, known := l.statuses[s.Serial]; !known {
+			l.order = append(l.order, s.Serial)
+		}
 		l.statuses[s.Serial] = s
-		l.order = append(l.order, s.Serial)
 	}
 	l.dirty = true
 }

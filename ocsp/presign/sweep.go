@@ -2,6 +2,7 @@ package presign
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/certmill/certmill/internal/serial"
@@ -35,6 +36,10 @@ func (p *Presigner) keepSwept(ctx context.Context) {
 			return
 		}
 		next := p.cfg.SweepInterval
+		if errors.Is(err, errNotYet) {
+			timer.Reset(min(next, 100*time.Millisecond))
+			continue
+		}
 		if err != nil {
 			next = min(next, time.Second)
 			if !failing {
@@ -47,6 +52,9 @@ func (p *Presigner) keepSwept(ctx context.Context) {
 		timer.Reset(next)
 	}
 }
+
+// errNotYet says that this presigner has no share of the work or no signers yet.
+var errNotYet = errors.New("nothing to sweep with yet")
 
 // sweep is one comparison of this presigner's slices.
 type sweep struct {
@@ -76,7 +84,7 @@ const maxYoung = 20_000
 func (p *Presigner) sweep(ctx context.Context) error {
 	slices := p.leases.held()
 	if len(slices) == 0 || p.shared.Load() == nil {
-		return nil // a gained lease starts a sweep
+		return errNotYet
 	}
 	rctx, cancel := p.redis(ctx)
 	generation, err := p.store.Generation(rctx)
@@ -154,6 +162,9 @@ func (s *sweep) certificates(ctx context.Context) error {
 	var after serial.Number
 	total := s.p.metrics.lastTotal()
 	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		page, err := s.p.deps.Ledger.SweepStatuses(ctx, after, s.p.cfg.SweepPage)
 		if err != nil {
 			return err
@@ -211,6 +222,11 @@ func (s *sweep) compare(ctx context.Context, page []ledger.Status) error {
 		}
 		if mismatch != "" && !(s.healing && mismatch == mismatchMissing) {
 			s.p.metrics.mismatches.WithLabelValues(mismatch).Inc()
+		}
+		if mismatch == mismatchUnread { // it might stand against any other
+			if _, err := s.p.store.Drop(rctx, mine[i].Serial, records[i]); err != nil {
+				return err
+			}
 		}
 		s.due[why] = append(s.due[why], mine[i])
 		s.dueCount++
