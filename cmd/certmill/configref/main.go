@@ -12,6 +12,7 @@ import (
 
 	"github.com/certmill/certmill/cmd/certmill/roles"
 	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/internal/profile"
 	"github.com/goccy/go-yaml"
 )
 
@@ -29,6 +30,11 @@ them, which must not be open to every user.
 ` + "`certmill config check --role <role> --config <file>`" + ` says what is wrong with a file. Below stands each
 role's whole file with its defaults; leave out what you do not change.
 `
+
+const profiles = "Certificate profiles\n\n" +
+	"A profile says what a certificate may be. Each is a file `<name>.yaml` in the folder that\n" +
+	"`profiles_dir` of gateway and signer names; both enforce it. The ones that come with certmill,\n" +
+	"in [deploy/profiles](../deploy/profiles), are examples to start from."
 
 func main() {
 	write := flag.String("write", "", "the file to write; standard output without it")
@@ -56,13 +62,25 @@ func reference() ([]byte, error) {
 	r := &renderer{comments: newComments(root)}
 	r.out.WriteString(preface)
 	for _, role := range roles.All() {
-		fmt.Fprintf(&r.out, "\n## %s\n\n%s Environment: `%s…`.\n\n```yaml\n", role.Command, role.Summary, config.EnvPrefix(role.Name))
-		if err := r.fields(addressable(role.Defaults), "", ""); err != nil {
-			return nil, fmt.Errorf("%s: %w", role.Name, err)
+		heading := fmt.Sprintf("%s\n\n%s Environment: `%s…`.", role.Command, role.Summary, config.EnvPrefix(role.Name))
+		if err := r.section(heading, role.Defaults); err != nil {
+			return nil, err
 		}
-		r.out.WriteString("```\n")
+	}
+	if err := r.section(profiles, profile.Spec{}); err != nil {
+		return nil, err
 	}
 	return r.out.Bytes(), nil
+}
+
+// section writes one struct as a YAML file with its comments.
+func (r *renderer) section(heading string, defaults any) error {
+	fmt.Fprintf(&r.out, "\n## %s\n\n```yaml\n", heading)
+	if err := r.fields(addressable(defaults), "", ""); err != nil {
+		return fmt.Errorf("%T: %w", defaults, err)
+	}
+	r.out.WriteString("```\n")
+	return nil
 }
 
 // addressable returns a settable copy of a struct.
