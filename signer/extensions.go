@@ -45,8 +45,9 @@ func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical boo
 }
 
 // fixedExtensions returns the extensions that are the same in every certificate of an
-// issuer and a profile: all but the subject's key identifier and names.
-func fixedExtensions(authorityKeyID []byte, p *profile.Profile) ([]byte, error) {
+// issuer, a profile and a CRL: all but the subject's key identifier and names. crlURL is
+// "" where the profile has no CRL.
+func fixedExtensions(authorityKeyID []byte, p *profile.Profile, crlURL string) ([]byte, error) {
 	b := cryptobyte.NewBuilder(nil)
 	addExtension(b, oidKeyUsage, true, func(b *cryptobyte.Builder) { addNamedBits(b, p.KeyUsageBits()) })
 	if oids := p.ExtKeyUsageOIDs(); len(oids) > 0 {
@@ -68,7 +69,7 @@ func fixedExtensions(authorityKeyID []byte, p *profile.Profile) ([]byte, error) 
 		})
 	})
 	addAuthorityInfo(b, p)
-	addRevocation(b, p)
+	addRevocation(b, p, crlURL)
 	addPolicies(b, p)
 	for i := range p.ExtraExtensions {
 		if err := addExtra(b, &p.ExtraExtensions[i]); err != nil {
@@ -117,11 +118,11 @@ func addAccess(b *cryptobyte.Builder, method asn1.ObjectIdentifier, url string) 
 
 // addRevocation adds the CRL distribution point, or says that there is no revocation
 // information to be had (RFC 9608 section 2).
-func addRevocation(b *cryptobyte.Builder, p *profile.Profile) {
+func addRevocation(b *cryptobyte.Builder, p *profile.Profile, crlURL string) {
 	if p.Revocation.Mode == profile.RevocationNone {
 		addExtension(b, oidNoRevAvail, false, func(b *cryptobyte.Builder) { b.AddASN1NULL() })
 	}
-	if p.Revocation.CRLURL == "" {
+	if crlURL == "" {
 		return
 	}
 	explicit := der.Tag(0).ContextSpecific().Constructed()
@@ -130,7 +131,7 @@ func addRevocation(b *cryptobyte.Builder, p *profile.Profile) {
 			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { // DistributionPoint
 				b.AddASN1(explicit, func(b *cryptobyte.Builder) { // distributionPoint
 					b.AddASN1(explicit, func(b *cryptobyte.Builder) { // fullName
-						addString(b, tagURI, p.Revocation.CRLURL)
+						addString(b, tagURI, crlURL)
 					})
 				})
 			})

@@ -86,7 +86,7 @@ func NewPreparer(c PreparerConfig) (*Preparer, error) {
 }
 
 func (p *Preparer) addProfile(pr *profile.Profile) error {
-	t, err := newTemplate(p.cert, pr, p.scheme)
+	t, err := newTemplate(p.cert, p.issuer, pr, p.scheme)
 	if err != nil {
 		return err
 	}

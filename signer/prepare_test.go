@@ -24,7 +24,7 @@ import (
 func TestTheRowSaysWhatTheCertificateSays(t *testing.T) {
 	ca := newIssuingCA(t, fixedKey(t, "issuing"))
 	set := oneProfile(t, func(s *profile.Spec) {
-		s.Revocation = profile.Revocation{Mode: profile.RevocationBoth, OCSPURL: "http://ocsp.test/", CRLURL: "http://crl.test/a.crl"}
+		s.Revocation = profile.Revocation{Mode: profile.RevocationBoth, OCSPURL: "http://ocsp.test/", CRLURL: "http://crl.test/{issuer}.crl"}
 	})
 	p := ca.preparer(t, func(c *PreparerConfig) { c.Profiles = set })
 	r := asking(t, func(r *profile.Request) {
@@ -54,7 +54,7 @@ func TestTheRowSaysWhatTheCertificateSays(t *testing.T) {
 		row.Revocation != ledger.RevocationOCSP|ledger.RevocationCRL {
 		t.Errorf("row %+v", row)
 	}
-	if cert.OCSPServer[0] != "http://ocsp.test/" || cert.CRLDistributionPoints[0] != "http://crl.test/a.crl" {
+	if cert.OCSPServer[0] != "http://ocsp.test/" || cert.CRLDistributionPoints[0] != "http://crl.test/issuing-7.crl" {
 		t.Errorf("status at %q and %q", cert.OCSPServer, cert.CRLDistributionPoints)
 	}
 }

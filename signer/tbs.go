@@ -23,8 +23,9 @@ func (t *template) tbs(r *profile.Request, number serial.Number, v validity) ([]
 	if err != nil {
 		return nil, err
 	}
+	extensions := t.extensionsFor(number)
 	// One allocation: what varies beyond this is the names, which append.
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(t.issuer)+len(t.algorithm)+len(t.extensions)+len(r.SPKI)+512))
+	b := cryptobyte.NewBuilder(make([]byte, 0, len(t.issuer)+len(t.algorithm)+len(extensions)+len(r.SPKI)+512))
 	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddBytes([]byte{0xa0, 3, 2, 1, 2}) // version [0] EXPLICIT v3
 		b.AddASN1(der.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(number[:]) })
@@ -40,7 +41,7 @@ func (t *template) tbs(r *profile.Request, number serial.Number, v validity) ([]
 			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
 				addNames(b, r)
 				addExtension(b, oidSubjectKeyID, false, func(b *cryptobyte.Builder) { b.AddASN1OctetString(keyID[:]) })
-				b.AddBytes(t.extensions)
+				b.AddBytes(extensions)
 			})
 		})
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -82,7 +83,7 @@ func TestTheOtherExtensions(t *testing.T) {
 			s.ExtendedKeyUsage = []string{"serverAuth", "clientAuth", "1.3.6.1.4.1.311.20.2.2"}
 			s.Policies = []string{"1.2.3.4", "2.23.140.1.2.1"}
 			s.IssuersURL = "http://ca.test/issuing.cer"
-			s.Revocation = profile.Revocation{Mode: profile.RevocationBoth, OCSPURL: "http://ocsp.test/", CRLURL: "http://crl.test/a.crl"}
+			s.Revocation = profile.Revocation{Mode: profile.RevocationBoth, OCSPURL: "http://ocsp.test/", CRLURL: "http://crl.test/{issuer}.crl"}
 			s.ExtraExtensions = []profile.Extension{{OID: "1.3.6.1.5.5.7.1.24", Value: "MAMCAQU="}, {OID: "1.3.6.1.4.1.99999.1", Value: "BQA="}}
 		})
 	})
@@ -108,7 +109,7 @@ func TestTheOtherExtensions(t *testing.T) {
 	}
 	if !slices.Equal(cert.ExtKeyUsage, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}) || len(cert.UnknownExtKeyUsage) != 1 ||
 		len(cert.PolicyIdentifiers) != 2 || !slices.Equal(cert.IssuingCertificateURL, []string{"http://ca.test/issuing.cer"}) ||
-		!slices.Equal(cert.OCSPServer, []string{"http://ocsp.test/"}) || !slices.Equal(cert.CRLDistributionPoints, []string{"http://crl.test/a.crl"}) {
+		!slices.Equal(cert.OCSPServer, []string{"http://ocsp.test/"}) || !slices.Equal(cert.CRLDistributionPoints, []string{"http://crl.test/issuing-7.crl"}) {
 		t.Errorf("read back: %v %v %v %v %v %v", cert.ExtKeyUsage, cert.UnknownExtKeyUsage, cert.PolicyIdentifiers, cert.IssuingCertificateURL, cert.OCSPServer, cert.CRLDistributionPoints)
 	}
 	if !bytes.Equal(cert.AuthorityKeyId, ca.cert.SubjectKeyId) || !bytes.Equal(cert.RawIssuer, ca.cert.RawSubject) {
@@ -120,6 +121,28 @@ func TestTheOtherExtensions(t *testing.T) {
 	}
 	if sum := sha256.Sum256(point); !bytes.Equal(cert.SubjectKeyId, sum[:20]) {
 		t.Errorf("subject key identifier %x is not RFC 7093's method 1", cert.SubjectKeyId)
+	}
+}
+
+func TestTheSerialChoosesTheCRL(t *testing.T) {
+	ca := newIssuingCA(t, fixedKey(t, "issuing"))
+	p := ca.preparer(t, func(c *PreparerConfig) {
+		c.Profiles = oneProfile(t, func(s *profile.Spec) {
+			s.Revocation = profile.Revocation{Mode: profile.RevocationCRL, CRLURL: "http://crl.test/{issuer}/{shard}.crl", CRLShards: 4}
+		})
+		c.Random = nil // serials must differ
+	})
+	seen := map[string]bool{}
+	for range 64 {
+		row, cert := ca.issue(t, p, asking(t, nil))
+		want := fmt.Sprintf("http://crl.test/issuing-7/4-%d.crl", row.Serial[14]>>6)
+		if !slices.Equal(cert.CRLDistributionPoints, []string{want}) {
+			t.Fatalf("%s has %v, want %s", row.Serial, cert.CRLDistributionPoints, want)
+		}
+		seen[want] = true
+	}
+	if len(seen) != 4 {
+		t.Errorf("64 certificates have %d of 4 CRLs", len(seen))
 	}
 }
 

@@ -7,7 +7,9 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
+	"github.com/certmill/certmill/internal/crldp"
 	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/serial"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -20,19 +22,20 @@ type template struct {
 	algorithm []byte
 	// issuer is the issuer's subject, byte for byte: relying parties compare names as bytes.
 	issuer []byte
-	// extensions are those of fixedExtensions.
-	extensions []byte
+	// extensions are those of fixedExtensions for each shard of the profile's CRLs; one
+	// where there are no shards.
+	extensions [][]byte
 	// revocation is what the ledger notes of the profile's revocation services.
 	revocation uint8
 	lint       *linter
 }
 
-func newTemplate(issuer *x509.Certificate, p *profile.Profile, s *scheme) (*template, error) {
-	extensions, err := fixedExtensions(issuer.SubjectKeyId, p)
-	if err != nil {
+func newTemplate(issuer *x509.Certificate, row ledger.Issuer, p *profile.Profile, s *scheme) (*template, error) {
+	t := &template{profile: p, algorithm: s.identifier, issuer: issuer.RawSubject}
+	var err error
+	if t.extensions, err = allExtensions(issuer, row, p); err != nil {
 		return nil, fmt.Errorf("profile %s: extensions: %w", p.Name, err)
 	}
-	t := &template{profile: p, algorithm: s.identifier, issuer: issuer.RawSubject, extensions: extensions}
 	if p.HasOCSP() {
 		t.revocation |= ledger.RevocationOCSP
 	}
@@ -43,6 +46,31 @@ func newTemplate(issuer *x509.Certificate, p *profile.Profile, s *scheme) (*temp
 		return nil, fmt.Errorf("profile %s: lint: %w", p.Name, err)
 	}
 	return t, nil
+}
+
+func allExtensions(issuer *x509.Certificate, row ledger.Issuer, p *profile.Profile) ([][]byte, error) {
+	urls := []string{""}
+	if p.HasCRL() {
+		point := p.CRLPoint().For(row.Name, row.ID)
+		urls = make([]string, point.Shards)
+		for i := range urls {
+			urls[i] = point.Shard(i)
+		}
+	}
+	all := make([][]byte, len(urls))
+	for i, url := range urls {
+		var err error
+		if all[i], err = fixedExtensions(issuer.SubjectKeyId, p, url); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// extensionsFor returns the fixed extensions of a certificate: its serial chooses the
+// CRL, for good.
+func (t *template) extensionsFor(number serial.Number) []byte {
+	return t.extensions[crldp.Of(number, len(t.extensions))]
 }
 
 // assemble returns the Certificate: the TBSCertificate, the algorithm and the signature

@@ -39,6 +39,9 @@ func (s *Spec) setDefaults() {
 	}
 	setDefault(&s.Lifetime.Min, Duration(defaultMin))
 	setDefault(&s.Lifetime.Backdate, Duration(defaultBackdate))
+	if s.HasCRL() {
+		setDefault(&s.Revocation.CRLShards, 1)
+	}
 	if s.Lint.Sources == nil {
 		s.Lint.Sources = []string{"RFC3279", "RFC5280", "RFC5480", "RFC5891", "RFC6960", "RFC6962", "RFC8813", "Community"}
 	}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/certmill/certmill/internal/crldp"
 )
 
 // keyUsageBits are the bits of KeyUsage (RFC 5280 section 4.2.1.3) for end entities.
@@ -166,6 +168,11 @@ func (p *Profile) checkRevocation(f *faults) {
 	}
 	f.httpURL("revocation.ocsp_url", r.OCSPURL)
 	f.httpURL("revocation.crl_url", r.CRLURL)
+	if p.HasCRL() {
+		f.addErr("revocation.crl_url", p.CRLPoint().Check())
+	} else if r.CRLShards != 0 {
+		f.add("revocation.crl_shards", "it goes with mode crl or both")
+	}
 	f.httpURL("issuers_url", p.IssuersURL)
 }
 
@@ -189,6 +196,11 @@ func (f *faults) httpURL(key, s string) {
 // HasOCSP reports whether the profile publishes status by OCSP.
 func (s *Spec) HasOCSP() bool {
 	return s.Revocation.Mode == RevocationOCSP || s.Revocation.Mode == RevocationBoth
+}
+
+// CRLPoint returns where the CRLs are, for any issuer.
+func (s *Spec) CRLPoint() crldp.Point {
+	return crldp.Point{URL: s.Revocation.CRLURL, Shards: s.Revocation.CRLShards}
 }
 
 // HasCRL reports whether the profile publishes status by CRL.

@@ -126,6 +126,8 @@ func TestParseRefuses(t *testing.T) {
 		"no revocation":                       {"revocation: {}", "revocation.mode:"},
 		"OCSP without its URL":                {"revocation: {mode: ocsp}", "revocation.ocsp_url:"},
 		"an OCSP URL without OCSP":            {"revocation: {mode: none, ocsp_url: 'http://a.test/'}", "revocation.ocsp_url:"},
+		"crl_shards without a CRL":            {"revocation: {mode: none, crl_shards: 4}", "revocation.crl_shards:"},
+		"a CRL of no generation":              {"revocation: {mode: crl, crl_url: 'http://a.test/a.crl'}", "revocation.crl_url:"},
 		"a CRL over HTTPS":                    {"revocation: {mode: crl, crl_url: 'https://a.test/'}", "revocation.crl_url:"},
 		"no revocation for 90 days":           {"lifetime: {default: 1d, max: 90d}", "revocation.mode:"},
 		"a basicConstraints by the back door": {"extra_extensions: [{oid: 2.5.29.19, value: MAA=}]", "extra_extensions[0].oid:"},

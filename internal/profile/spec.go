@@ -177,8 +177,14 @@ type Revocation struct {
 	Mode string `yaml:"mode" json:"mode"`
 	// OCSPURL is where responders answer (AIA).
 	OCSPURL string `yaml:"ocsp_url" json:"ocsp_url"`
-	// CRLURL is where the CRL is fetched (CRL distribution point).
+	// CRLURL is where the CRL is fetched (CRL distribution point), ending in .crl.
+	// {issuer} becomes the issuer's name and generation, which have CRLs of their own,
+	// {shard} the certificate's shard: http://crl.example.com/{issuer}/{shard}.crl.
 	CRLURL string `yaml:"crl_url" json:"crl_url"`
+	// CRLShards is over how many CRLs the certificates are spread by their serials: a
+	// power of two up to 4096; default 1. A relying party fetches one of them. It may be
+	// changed at any time: certificates stay with the CRL that they name.
+	CRLShards int `yaml:"crl_shards" json:"crl_shards"`
 }
 
 // Extension is a fixed extension.
