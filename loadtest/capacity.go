@@ -88,7 +88,7 @@ Objectives: ` + report.ObjectiveHelp,
 			r := s.result(nil)
 			r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", o.inFlight, find.objective.String()
 			found, run, err := s.capacity(c.Context(), find)
-			if err = errors.Join(err, s.close()); err != nil && !interrupted(err) {
+			if err = errors.Join(err, s.close()); err != nil && !interrupted(err) && !errors.Is(err, errWrong) {
 				return err
 			}
 			r.Capacity = found
@@ -159,6 +159,7 @@ func (s *session) capacity(ctx context.Context, find *search) (*report.Capacity,
 	}
 	held, broke := map[float64]*report.Run{}, map[float64]*report.Run{}
 	rate, err := find.edge(start, func(rate float64) (bool, error) {
+		rate = math.Round(rate)
 		run, ok, err := s.try(ctx, find, rate, out)
 		if ok {
 			held[rate] = run
@@ -168,6 +169,12 @@ func (s *session) capacity(ctx context.Context, find *search) (*report.Capacity,
 		return ok, err
 	})
 	out.Rate = math.Round(rate)
+	rate = out.Rate
+	if errors.Is(err, errWrong) {
+		last := broke[out.Trials[len(out.Trials)-1].Rate]
+		out.GaveWay = gaveWay(last, find.objective)
+		return out, last, err
+	}
 	if len(broke) > 0 {
 		out.GaveWay = gaveWay(broke[slices.Min(slices.Collect(maps.Keys(broke)))], find.objective)
 	}
@@ -194,7 +201,6 @@ func (s *session) probe(ctx context.Context) (float64, error) {
 
 // try makes one trial and notes it.
 func (s *session) try(ctx context.Context, find *search, rate float64, out *report.Capacity) (*report.Run, bool, error) {
-	rate = math.Round(rate)
 	run, err := s.measure(ctx, load{
 		plan: schedule.Constant(rate, schedule.Poisson), duration: find.trial, warmup: find.warmup, title: fmt.Sprintf("trial at %.0f/s", rate),
 	})
@@ -213,12 +219,19 @@ func (s *session) try(ctx context.Context, find *search, rate float64, out *repo
 		word = "does not hold: " + t.Missed[0]
 	}
 	s.view.note("%7.0f/s  p50 %s  p99 %s  %s", rate, ms(t.Latency.P50), ms(t.Latency.P99), word)
+	if run.Checks.Wrong > 0 {
+		return run, false, errWrong
+	}
 	select {
 	case <-time.After(find.settle):
 	case <-ctx.Done():
 	}
 	return run, t.Held, nil
 }
+
+// errWrong ends a search: a rate at which answers are wrong is no capacity, and a
+// search for another one would bury the news.
+var errWrong = errors.New("an answer was wrong")
 
 // gaveWay says what broke, the most telling first: wrong answers, refusals, what was
 // full, and what the objective says.

@@ -110,8 +110,11 @@ func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *cre
 	case <-ctx.Done():
 		return out, ctx.Err()
 	}
-	found, _, err := s.capacity(ctx, find)
+	found, run, err := s.capacity(ctx, find)
 	out.Capacity = *found
+	if errors.Is(err, errWrong) {
+		return out, &exitError{ExitWrong, fmt.Sprintf("%d WRONG ANSWERS with %d signers; the first: %s", run.Checks.Wrong, n, run.Checks.Examples[0].Why)}
+	}
 	return out, err
 }
 

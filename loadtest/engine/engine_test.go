@@ -176,6 +176,26 @@ func TestCallsThatCouldNotBeSentAreLateFailures(t *testing.T) {
 	})
 }
 
+func TestTheRateReachedIsThatOfTheServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// 4 callers at 100 ms are 40/s, whatever is asked for, and 1 s of latency does not
+		// lower a rate that is kept.
+		for _, c := range []struct {
+			asked, want float64
+			inFlight    int
+			each        time.Duration
+		}{{200, 40, 4, 100 * time.Millisecond}, {200, 200, 1000, time.Second}} {
+			cfg := config(12*time.Second, c.inFlight)
+			cfg.Warmup, cfg.Timeout = 2*time.Second, 3*time.Second
+			rec := NewRecorder()
+			if err := Open(t.Context(), cfg, schedule.Constant(c.asked, schedule.Even).Arrivals(1), answer(c.each), rec); err != nil {
+				t.Fatal(err)
+			}
+			near(t, "rate reached", rec.Snapshot(time.Now()).RateReached, c.want, 1)
+		}
+	})
+}
+
 func TestALateGeneratorIsMeasured(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cfg := config(time.Second, 10)

@@ -40,6 +40,7 @@ type Recorder struct {
 	blocked  time.Time // calls due before it were held back by a full service
 
 	total    tally
+	within   int64                   // units answered between counts and end, whenever they were due
 	latency  *hdrhistogram.Histogram // from due
 	service  *hdrhistogram.Histogram // from sent
 	late     *hdrhistogram.Histogram // sent - due, where nothing but the generator was in the way
@@ -128,6 +129,9 @@ func (r *Recorder) record(due, sent, done time.Time, out Outcome) {
 	}
 	for _, p := range out.Phases {
 		r.windowPhase(p)
+	}
+	if !done.Before(r.counts) && done.Before(r.end) {
+		r.within += int64(out.OK)
 	}
 	if due.Before(r.counts) {
 		return

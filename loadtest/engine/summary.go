@@ -17,8 +17,9 @@ type Summary struct {
 	Asked  int64 `json:"asked"`
 	OK     int64 `json:"ok"`
 	Failed int64 `json:"failed"`
-	// RateAsked and RateReached are per second. RateReached counts what was answered
-	// within the counted time or its overhang: OK / (last answer - end of warm-up).
+	// RateAsked and RateReached are per second. RateReached is what was answered in the
+	// counted time, whenever it was due: what ends after it is made up for by what began
+	// before it.
 	RateAsked   float64 `json:"rate_asked"`
 	RateReached float64 `json:"rate_reached"`
 	// Latency counts from the moment a request was due. Failures by timeout are in it
@@ -110,21 +111,15 @@ func (r *Recorder) Snapshot(now time.Time) Summary {
 		Curve: curve(r.latency), ServiceCurve: curve(r.service), Series: slices.Clone(r.points),
 	}
 	until := r.end
-	if r.finished.IsZero() && now.Before(until) || !r.finished.IsZero() && r.finished.Before(until) {
+	if !r.finished.IsZero() && r.finished.Before(until) {
+		until = r.finished
+	} else if r.finished.IsZero() && now.Before(until) {
 		until = now
-		if !r.finished.IsZero() {
-			until = r.finished
-		}
 	}
 	if d := until.Sub(r.counts); d > 0 {
 		s.Seconds = d.Seconds()
 		s.RateAsked = float64(s.Asked) / d.Seconds()
-		// What is answered after the plan's end took that time too.
-		answered := d
-		if r.finished.After(until) {
-			answered = r.finished.Sub(r.counts)
-		}
-		s.RateReached = float64(s.OK) / answered.Seconds()
+		s.RateReached = float64(r.within) / d.Seconds()
 	}
 	for _, f := range r.errors {
 		s.Errors = append(s.Errors, *f)
