@@ -51,17 +51,6 @@ type request struct {
 	w      http.ResponseWriter
 	id     string // the path's last segment, where the path has one
 	caller *Caller
-	// outlasts is true where the deadline is beyond the server's read timeout.
-	outlasts bool
-}
-
-// received ends the time that the caller has for sending. On HTTP/1.1 the server
-// would otherwise take the end of that time for the caller's going away.
-func (r *request) received() {
-	if r.outlasts {
-		// An error says that the connection is gone, which the answer will find out.
-		_ = http.NewResponseController(r.w).SetReadDeadline(time.Time{})
-	}
 }
 
 func newResource(methods map[string]*endpoint) *resource {
@@ -148,7 +137,6 @@ func (h *httpAPI) serve(ctx context.Context, x *exchange, e *endpoint, w http.Re
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	r.outlasts = timeout >= h.service.cfg.Limits.ReadTimeout
 	if !e.open {
 		r.caller, err = h.auth.authenticate(ctx, authCredentials{tls: r.TLS, authorization: header(r.Request, "Authorization")})
 		if err != nil {

@@ -33,7 +33,6 @@ func readBody(r *request, limit int64) ([]byte, error) {
 	var large *http.MaxBytesError
 	switch {
 	case err == nil:
-		r.received()
 		return body, nil
 	case errors.As(err, &large):
 		return nil, tooLarge()

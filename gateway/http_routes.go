@@ -204,7 +204,6 @@ func (h *httpAPI) getOrder(ctx context.Context, _ *exchange, w http.ResponseWrit
 	if err != nil {
 		return err
 	}
-	r.received()
 	order, err := h.service.getOrder(ctx, r.caller, in)
 	if err != nil {
 		return err

@@ -172,6 +172,30 @@ func TestSlowAndLargeCallersAreCut(t *testing.T) {
 	})
 }
 
+func TestACallMayOutlastTheTimeForSending(t *testing.T) {
+	w := newWorld(t, func(c *Config, _ *Deps) { c.Limits.ReadTimeout = 200 * time.Millisecond })
+	http1 := w.client()
+	http1.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+	alice := w.idp.token(t, "alice")
+	for name, client := range map[string]*http.Client{"HTTP/1.1": http1, "HTTP/2": w.client()} {
+		t.Run(name, func(t *testing.T) {
+			w.signer.setRefuse(func(ctx context.Context, _ *queuev1.SignRequest) error {
+				select {
+				case <-time.After(600 * time.Millisecond):
+					return nil
+				case <-ctx.Done():
+					return problem.From(ctx.Err())
+				}
+			})
+			w.do(t, httpCall{method: http.MethodPost, path: "/v1/certificates", contentType: pemType, token: alice, client: client, body: armour(newCSR(t, nil, "a.example.test"))}).ok(t, 200)
+			w.signer.setRefuse(overload)
+			defer w.signer.setRefuse(nil)
+			order := w.do(t, httpCall{method: http.MethodPost, path: "/v1/orders", contentType: pemType, token: alice, client: client, body: armour(newCSR(t, nil, "b.example.test"))}).ok(t, 202)
+			w.do(t, httpCall{method: http.MethodGet, path: order.header.Get("Location") + "?wait=600ms", token: alice, client: client}).ok(t, 200)
+		})
+	}
+}
+
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
