@@ -132,6 +132,8 @@ func (d *dev) stopServers() error {
 
 // ledger returns how the roles reach the database.
 func (d *dev) ledger() config.Ledger {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if d.LedgerURL != "" {
 		return config.Ledger{URL: d.LedgerURL, PasswordFile: d.LedgerPasswordFile}
 	}
@@ -141,10 +143,12 @@ func (d *dev) ledger() config.Ledger {
 func (d *dev) describeServers() string {
 	var b strings.Builder
 	if d.LedgerURL == "" {
-		fmt.Fprintf(&b, "  ledger        PGPASSWORD=$(cat %s) psql '%s'\n", d.path("postgresql.password"), d.postgres.URL(database))
+		fmt.Fprintf(&b, "  ledger        PGPASSWORD=$(cat %s) psql '%s'\n", d.path("postgresql.password"), d.ledger().URL)
 	} else {
 		fmt.Fprintf(&b, "  ledger        %s\n", d.LedgerURL)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	fmt.Fprintf(&b, "  Redis         %s\n  NATS          %s\n  HSM           %s, token %q\n", d.redis.Addr(), d.nats.URL(), d.hsm.Module, tokenLabel)
 	return b.String()
 }
