@@ -104,17 +104,51 @@ CREATE TABLE IF NOT EXISTS revocations (
     reason     INT2 NOT NULL,
     services   INT2 NOT NULL,
     revoked_by STRING NOT NULL,
-    comment    STRING NOT NULL
+    comment    STRING NOT NULL,
+    -- The revocations of a shard: a range of the last two octets of the serial.
+    INDEX revocations_crl (issuer, substr(serial, 15, 2), serial)
 );
 
+-- CRLs -------------------------------------------------------------------------
+
+-- Every distribution point that certificates may name. Rows stay, since certificates do.
+CREATE SEQUENCE IF NOT EXISTS crl_set_ids;
+CREATE TABLE IF NOT EXISTS crl_sets (
+    id         INT4 NOT NULL DEFAULT nextval('crl_set_ids') PRIMARY KEY,
+    issuer     INT4 NOT NULL REFERENCES issuers (id),
+    url        STRING NOT NULL, -- with {shard}
+    shards     INT4 NOT NULL,
+    created_at TIMESTAMPTZ NOT NULL,
+    UNIQUE (url, shards)
+);
+
+-- One row for each CRL: who makes it and the last one made.
 CREATE TABLE IF NOT EXISTS crls (
-    issuer      INT4 NOT NULL,
-    shard       INT4 NOT NULL,
-    number      INT8 NOT NULL,
-    this_update TIMESTAMPTZ NOT NULL,
-    next_update TIMESTAMPTZ NOT NULL,
-    der         BYTES NOT NULL,
-    PRIMARY KEY (issuer, shard, number)
+    crl_set      INT4 NOT NULL REFERENCES crl_sets (id),
+    shard        INT4 NOT NULL,
+    reserved     INT8 NOT NULL DEFAULT 0, -- the last CRLNumber given out
+    maker        STRING NOT NULL DEFAULT '',
+    claimed_till TIMESTAMPTZ,             -- NULL: nobody makes it
+    number       INT8 NOT NULL DEFAULT 0, -- the CRLNumber published; all below describe it
+    seq          INT8 NOT NULL DEFAULT 0, -- revocations.seq up to which it is complete
+    this_update  TIMESTAMPTZ,
+    next_update  TIMESTAMPTZ,
+    scheduled_at TIMESTAMPTZ,             -- this_update of the last that was made on schedule
+    entries      INT8 NOT NULL DEFAULT 0,
+    bytes        INT8 NOT NULL DEFAULT 0,
+    chunks       INT4 NOT NULL DEFAULT 0,
+    digest       BYTES,                   -- SHA-256 over tbsCertList and what follows it
+    PRIMARY KEY (crl_set, shard)
+);
+
+-- The DER in pieces, so that no CRL is ever held in memory whole.
+CREATE TABLE IF NOT EXISTS crl_chunks (
+    crl_set INT4 NOT NULL,
+    shard   INT4 NOT NULL,
+    number  INT8 NOT NULL,
+    chunk   INT4 NOT NULL,
+    der     BYTES NOT NULL,
+    PRIMARY KEY (crl_set, shard, number, chunk)
 );
 
 -- Orders ------------------------------------------------------------------------
@@ -182,6 +216,6 @@ INSERT INTO audit_head (id, seq, hash) VALUES (1, 0, decode(repeat('00', 32), 'h
     ON CONFLICT (id) DO NOTHING;
 
 -- +goose Down
-DROP TABLE IF EXISTS audit, audit_head, token_uses, enrollment_tokens, orders, crls, revocations,
+DROP TABLE IF EXISTS audit, audit_head, token_uses, enrollment_tokens, orders, crl_chunks, crls, crl_sets, revocations,
     certificate_names, certificates, requests, signer_epochs, ocsp_signers, issuers;
-DROP SEQUENCE IF EXISTS signer_epoch_ids, ocsp_signer_ids, issuer_ids;
+DROP SEQUENCE IF EXISTS crl_set_ids, signer_epoch_ids, ocsp_signer_ids, issuer_ids;

@@ -108,15 +108,50 @@ CREATE TABLE revocations (
     comment    text NOT NULL
 );
 
-CREATE TABLE crls (
-    issuer      int4 NOT NULL,
-    shard       int4 NOT NULL,
-    number      int8 NOT NULL,
-    this_update timestamptz NOT NULL,
-    next_update timestamptz NOT NULL,
-    der         bytea NOT NULL,
-    PRIMARY KEY (issuer, shard, number)
+-- The revocations of a shard: a range of the last two octets of the serial.
+CREATE INDEX revocations_crl ON revocations (issuer, substr(serial, 15, 2), serial);
+
+-- CRLs -------------------------------------------------------------------------
+
+-- Every distribution point that certificates may name. Rows stay, since certificates do.
+CREATE TABLE crl_sets (
+    id         int4 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    issuer     int4 NOT NULL REFERENCES issuers (id),
+    url        text NOT NULL, -- with {shard}
+    shards     int4 NOT NULL,
+    created_at timestamptz NOT NULL,
+    UNIQUE (url, shards)
 );
+
+-- One row for each CRL: who makes it and the last one made.
+CREATE TABLE crls (
+    crl_set      int4 NOT NULL REFERENCES crl_sets (id),
+    shard        int4 NOT NULL,
+    reserved     int8 NOT NULL DEFAULT 0, -- the last CRLNumber given out
+    maker        text NOT NULL DEFAULT '',
+    claimed_till timestamptz,             -- NULL: nobody makes it
+    number       int8 NOT NULL DEFAULT 0, -- the CRLNumber published; all below describe it
+    seq          int8 NOT NULL DEFAULT 0, -- revocations.seq up to which it is complete
+    this_update  timestamptz,
+    next_update  timestamptz,
+    scheduled_at timestamptz,             -- this_update of the last that was made on schedule
+    entries      int8 NOT NULL DEFAULT 0,
+    bytes        int8 NOT NULL DEFAULT 0,
+    chunks       int4 NOT NULL DEFAULT 0,
+    digest       bytea,                   -- SHA-256 over tbsCertList and what follows it
+    PRIMARY KEY (crl_set, shard)
+);
+
+-- The DER in pieces, so that no CRL is ever held in memory whole.
+CREATE TABLE crl_chunks (
+    crl_set int4 NOT NULL,
+    shard   int4 NOT NULL,
+    number  int8 NOT NULL,
+    chunk   int4 NOT NULL,
+    der     bytea NOT NULL,
+    PRIMARY KEY (crl_set, shard, number, chunk)
+);
+ALTER TABLE crl_chunks ALTER COLUMN der SET STORAGE EXTERNAL; -- random bits do not compress
 
 -- Orders ------------------------------------------------------------------------
 
@@ -191,6 +226,6 @@ CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
     FOR EACH STATEMENT EXECUTE FUNCTION audit_is_append_only();
 
 -- +goose Down
-DROP TABLE audit, audit_head, token_uses, enrollment_tokens, orders, crls, revocations,
+DROP TABLE audit, audit_head, token_uses, enrollment_tokens, orders, crl_chunks, crls, crl_sets, revocations,
     certificate_names, certificates, requests, ledger_state, signer_epochs, ocsp_signers, issuers;
 DROP FUNCTION audit_is_append_only;
