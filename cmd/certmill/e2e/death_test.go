@@ -142,24 +142,34 @@ func TestOneKeyOneCertificate(t *testing.T) {
 	}
 }
 
-// TestOneKeyOneCertificateByTheCommandLine is the same by 12 processes at once.
+// TestOneKeyOneCertificateByTheCommandLine runs `certmill issue` 1,000 times with one
+// idempotency key from 50 goroutines.
 func TestOneKeyOneCertificateByTheCommandLine(t *testing.T) {
-	const name = "cli-key.test"
+	const goroutines, each, name = 50, 20, "cli-key.test"
 	s := dev(t)
 	csr := t.TempDir() + "/csr.der"
 	writeFile(t, csr, newCSR(t, name))
+	var mu sync.Mutex
+	printed := map[string]int{}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, 4)
-	for range 12 {
+	for range goroutines {
 		wg.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			if out, err := s.run(t, "issue", "--profile", "server", "--csr", csr, "--out", "-", "--request-id", "cli-one"); err != nil {
-				t.Errorf("%v\n%s", err, out)
+			for range each {
+				out, err := s.run(t, "issue", "--profile", "server", "--csr", csr, "--out", "-", "--request-id", "cli-one")
+				if err != nil {
+					t.Errorf("%v\n%s", err, out)
+					return
+				}
+				mu.Lock()
+				printed[out]++
+				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
+	if len(printed) != 1 {
+		t.Errorf("%d different certificates were printed", len(printed))
+	}
 	if rows := inLedger(t, s.gateway(t), name); len(rows) != 1 {
 		t.Errorf("%d rows in the ledger: %v", len(rows), rows)
 	}
