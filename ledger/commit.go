@@ -176,7 +176,8 @@ func (b *batch) settle(ctx context.Context, lost []int) (left []int, err error) 
 		keys[n] = b.entries[i].RequestKey
 		own[b.entries[i].Serial] = true
 	}
-	found, err := b.ledger.lookup(ctx, keys, own)
+	now := b.ledger.now()
+	found, err := b.ledger.lookup(ctx, keys, func(c claim) bool { return c.expires.After(now) || own[c.serial] })
 	if err != nil {
 		return nil, err
 	}

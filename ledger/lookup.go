@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -16,38 +17,42 @@ func (l *Ledger) Lookup(ctx context.Context, keys []RequestKey) (map[RequestKey]
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	return l.lookup(ctx, keys, nil)
+	now := l.now()
+	return l.lookup(ctx, keys, func(c claim) bool { return c.expires.After(now) })
 }
 
-// lookup is Lookup that also returns keys past their reuse time when the serial
-// under them is one of own. It reads by key in two statements, since the second
+// claim is a row of requests: what stands under a key, until when.
+type claim struct {
+	key     RequestKey
+	serial  serial.Number
+	csr     [32]byte
+	expires time.Time
+}
+
+// lookup returns what is behind the claims on keys that count; of two on one key, in
+// two generations, the later one. It reads by key in two statements, since the second
 // then names its serials and touches their partitions alone.
-func (l *Ledger) lookup(ctx context.Context, keys []RequestKey, own map[serial.Number]bool) (map[RequestKey]Found, error) {
-	type claim struct {
-		key    RequestKey
-		serial serial.Number
-		csr    [32]byte
-	}
+func (l *Ledger) lookup(ctx context.Context, keys []RequestKey, counts func(claim) bool) (map[RequestKey]Found, error) {
 	var claims []claim
 	raw := make([][]byte, len(keys))
 	for i := range keys {
 		raw[i] = keys[i][:]
 	}
-	now := l.now()
 	err := l.query(ctx, func() { claims = claims[:0] }, func(rows pgx.Rows) error {
 		var key, number, csr []byte
 		var expires time.Time
 		if err := rows.Scan(&key, &number, &csr, &expires); err != nil {
 			return err
 		}
-		if n := serial.Number(number); expires.After(now) || own[n] {
-			claims = append(claims, claim{RequestKey(key), n, [32]byte(csr)})
+		if c := (claim{RequestKey(key), serial.Number(number), [32]byte(csr), expires}); counts(c) {
+			claims = append(claims, c)
 		}
 		return nil
 	}, `SELECT key, serial, csr, expires_at FROM requests WHERE gen IN (0, 1, 2) AND key = ANY($1::bytea[])`, raw)
 	if err != nil || len(claims) == 0 {
 		return nil, err
 	}
+	slices.SortFunc(claims, func(a, b claim) int { return a.expires.Compare(b.expires) })
 	serials := make([]serial.Number, len(claims))
 	for i, c := range claims {
 		serials[i] = c.serial
@@ -58,10 +63,6 @@ func (l *Ledger) lookup(ctx context.Context, keys []RequestKey, own map[serial.N
 	}
 	found := make(map[RequestKey]Found, len(claims))
 	for _, c := range claims {
-		// An entry's own row, past its time, stands back behind another's that is live.
-		if _, ok := found[c.key]; ok && own[c.serial] {
-			continue
-		}
 		if cert, ok := certs[c.serial]; ok {
 			found[c.key] = Found{Certificate: cert, CSR: c.csr}
 		}

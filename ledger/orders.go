@@ -62,7 +62,7 @@ func (l *Ledger) CreateOrder(ctx context.Context, o Order) (order Order, created
 }
 
 // Order returns an order with its certificate, as soon as the ledger has one under
-// its request key. An unknown id is NotFound. A settled order is kept for
+// its request key, and for good. An unknown id is NotFound. A settled order is kept for
 // OrderRetention; its certificate is nil when that was dropped before.
 func (l *Ledger) Order(ctx context.Context, id string) (Order, error) {
 	u, err := uuid.Parse(id)
@@ -88,7 +88,7 @@ func (l *Ledger) Order(ctx context.Context, id string) (Order, error) {
 func (l *Ledger) withOutcome(ctx context.Context, o Order) (Order, error) {
 	switch {
 	case o.State == OrderPending:
-		found, err := l.Lookup(ctx, []RequestKey{o.RequestKey})
+		found, err := l.made(ctx, []Order{o})
 		if err != nil {
 			return o, err
 		}
@@ -106,6 +106,21 @@ func (l *Ledger) withOutcome(ctx context.Context, o Order) (Order, error) {
 		}
 	}
 	return o, nil
+}
+
+// made returns the certificates of pending orders, by request key. A key counts if it
+// has stood at any time since its order was created: the order may be looked at when
+// the key's time is over, and what was made for it must not be made again.
+func (l *Ledger) made(ctx context.Context, orders []Order) (map[RequestKey]Found, error) {
+	if len(orders) == 0 {
+		return nil, nil
+	}
+	keys := make([]RequestKey, len(orders))
+	created := make(map[RequestKey]time.Time, len(orders))
+	for i, o := range orders {
+		keys[i], created[o.RequestKey] = o.RequestKey, o.Created
+	}
+	return l.lookup(ctx, keys, func(c claim) bool { return c.expires.After(created[c.key]) })
 }
 
 // FailOrder ends an order with a failure, unless it is settled already or its
@@ -154,11 +169,7 @@ func (l *Ledger) ClaimStaleOrders(ctx context.Context, olderThan time.Duration, 
 // settleOrders marks those orders issued that have their certificate and returns the
 // others.
 func (l *Ledger) settleOrders(ctx context.Context, due []Order) ([]Order, error) {
-	keys := make([]RequestKey, len(due))
-	for i := range due {
-		keys[i] = due[i].RequestKey
-	}
-	found, err := l.Lookup(ctx, keys)
+	found, err := l.made(ctx, due)
 	if err != nil {
 		return nil, err
 	}

@@ -13,11 +13,12 @@ import (
 )
 
 var orderTests = map[string]func(*testing.T, *env){
-	"an order has its certificate as soon as the ledger has it": orderIssued,
-	"the same request makes one order":                          orderOnce,
-	"a failed order stays failed, an issued one does not fail":  orderFailed,
-	"stale orders go to one sweeper each":                       orderSweep,
-	"a key is free for a new order after its reuse time":        orderReuse,
+	"an order has its certificate as soon as the ledger has it":      orderIssued,
+	"the same request makes one order":                               orderOnce,
+	"a failed order stays failed, an issued one does not fail":       orderFailed,
+	"stale orders go to one sweeper each":                            orderSweep,
+	"a key is free for a new order after its reuse time":             orderReuse,
+	"an order keeps the certificate made for it past the key's time": orderPastKey,
 	"unknown orders": orderUnknown,
 }
 
@@ -195,6 +196,30 @@ func orderReuse(t *testing.T, e *env) {
 	}
 	if got, err := e.Order(t.Context(), first.ID); err != nil || got.State != ledger.OrderFailed {
 		t.Errorf("the first order is %+v, %v", got, err)
+	}
+}
+
+// orderPastKey: nobody swept between the commit and the end of the key's time, which
+// comes soon where the certificate is short-lived.
+func orderPastKey(t *testing.T, e *env) {
+	before := e.entry(t, 48*time.Hour)
+	commitOne(t, e.Ledger, before)
+	e.clock.advance(2 * time.Hour) // the key's time is over before there is an order
+	later, entry := newOrder(t, e, before), e.entry(t, 5*time.Minute)
+	o := newOrder(t, e, entry)
+	commitOne(t, e.Ledger, entry)
+	e.clock.advance(10 * time.Minute) // the certificate has expired, and its key with it
+	got, err := e.Order(t.Context(), o.ID)
+	if err != nil || got.State != ledger.OrderIssued || got.Certificate == nil || got.Certificate.Serial != entry.Serial {
+		t.Errorf("the order is %+v, %v", got, err)
+	}
+	noError(t, e.FailOrder(t.Context(), o.ID, []byte("too late")))
+	due, err := e.ClaimStaleOrders(t.Context(), 0, 10)
+	if err != nil || len(due) != 1 || due[0].ID != later.ID {
+		t.Errorf("due are %+v, %v: an order that has its certificate is made again", due, err)
+	}
+	if got, err := e.Order(t.Context(), o.ID); err != nil || got.State != ledger.OrderIssued {
+		t.Errorf("after the sweep the order is %+v, %v", got, err)
 	}
 }
 
