@@ -104,15 +104,11 @@ func (r *Responder) write(w http.ResponseWriter, req *http.Request, s *scratch, 
 		}
 		return
 	}
-	sum := sha256.Sum256(a.body)
-	var tag [2 + 2*sha256.Size]byte
-	tag[0], tag[len(tag)-1] = '"', '"'
-	hex.Encode(tag[1:], sum[:])
-	etag := string(tag[:])
+	etag := string(appendTag(nil, a.body))
 	h["Etag"] = []string{etag}
-	h["Last-Modified"] = []string{httpDate(a.status.ThisUpdate)}
-	h["Expires"] = []string{httpDate(a.status.NextUpdate)}
-	h["Cache-Control"] = []string{"max-age=" + strconv.FormatInt(r.maxAge(&a.status, now), 10) + ", public, no-transform, must-revalidate"}
+	h["Last-Modified"] = []string{string(appendDate(nil, a.status.ThisUpdate))}
+	h["Expires"] = []string{string(appendDate(nil, a.status.NextUpdate))}
+	h["Cache-Control"] = []string{"max-age=" + strconv.FormatInt(r.maxAge(&a.status, now.Unix()), 10) + cacheDirectives}
 	if req.Method != http.MethodPost && notModified(req.Header, etag, a.status.ThisUpdate) {
 		delete(h, "Content-Type")
 		r.metrics.requests[outcomeNotModified].Inc()
@@ -126,15 +122,42 @@ func (r *Responder) write(w http.ResponseWriter, req *http.Request, s *scratch, 
 	}
 }
 
-// httpDate formats Unix seconds as HTTP wants them, in GMT (RFC 9110 section 5.6.7).
-func httpDate(unix int64) string { return time.Unix(unix, 0).UTC().Format(http.TimeFormat) }
+// cacheDirectives follow max-age (RFC 9919 section 6.2).
+const cacheDirectives = ", public, no-transform, must-revalidate"
+
+// appendTag appends the entity tag of an answer: its SHA-256 in hexadecimal.
+func appendTag(dst, body []byte) []byte {
+	sum := sha256.Sum256(body)
+	dst = append(dst, '"')
+	dst = hex.AppendEncode(dst, sum[:])
+	return append(dst, '"')
+}
+
+// appendDate formats Unix seconds as HTTP wants them, in GMT (RFC 9110 section 5.6.7).
+func appendDate(dst []byte, unix int64) []byte {
+	const days, months = "SunMonTueWedThuFriSat", "JanFebMarAprMayJunJulAugSepOctNovDec"
+	t := time.Unix(unix, 0).UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	two := func(v int, end byte) { dst = append(dst, byte('0'+v/10), byte('0'+v%10), end) }
+	weekday := 3 * int(t.Weekday())
+	dst = append(append(dst, days[weekday:weekday+3]...), ", "...)
+	two(day, ' ')
+	dst = append(append(dst, months[3*month-3:3*month]...), ' ')
+	dst = append(dst, byte('0'+year/1000%10), byte('0'+year/100%10))
+	two(year%100, ' ')
+	two(hour, ':')
+	two(minute, ':')
+	two(second, ' ')
+	return append(dst, "GMT"...)
+}
 
 // maxAge is for how many seconds HTTP caches may keep an answer: until its successor
 // is ready, never until nextUpdate (RFC 9919 section 6.1), and not longer than the
 // operator allows.
-func (r *Responder) maxAge(s *Status, now time.Time) int64 {
-	validity, left := s.NextUpdate-s.ThisUpdate, s.NextUpdate-now.Unix()
-	age := s.ThisUpdate + validity*readyAt/100 - now.Unix()
+func (r *Responder) maxAge(s *Status, now int64) int64 {
+	validity, left := s.NextUpdate-s.ThisUpdate, s.NextUpdate-now
+	age := s.ThisUpdate + validity*readyAt/100 - now
 	if age <= 0 { // the successor is late, or there is none: the certificate expires
 		age = min(validity/64, left/2)
 	}

@@ -46,3 +46,14 @@ func (c *limitedConn) Close() error {
 	defer c.release()
 	return c.Conn.Close()
 }
+
+// CloseWrite lets net/http say goodbye before it closes with data unread, which the
+// client's kernel would otherwise answer by throwing the response away.
+func (c *limitedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}

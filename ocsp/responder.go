@@ -105,7 +105,8 @@ func (r *Responder) Run(ctx context.Context) error {
 	return err
 }
 
-func (r *Responder) serve(ctx context.Context, listener net.Listener) error {
+// httpServer is the part of the front that is net/http's.
+func (r *Responder) httpServer() *http.Server {
 	server := &http.Server{
 		Handler:           r,
 		ReadTimeout:       r.cfg.ReadTimeout,
@@ -118,21 +119,25 @@ func (r *Responder) serve(ctx context.Context, listener net.Listener) error {
 	}
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetUnencryptedHTTP2(true)
+	return server
+}
+
+func (r *Responder) serve(ctx context.Context, listener net.Listener) error {
+	f := newFront(r, limit(listener, r.cfg.MaxConnections), r.httpServer())
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(limit(listener, r.cfg.MaxConnections)) }()
+	go func() { done <- f.serve() }()
+	var err error
 	select {
-	case err := <-done:
-		return fmt.Errorf("ocsp responder: %w", err)
+	case err = <-done:
 	case <-ctx.Done():
 	}
 	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.ShutdownTimeout)
 	defer cancel()
-	if err := server.Shutdown(shutdown); err != nil {
-		_ = server.Close()
-	}
-	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+	f.stop(shutdown)
+	if err != nil {
 		return fmt.Errorf("ocsp responder: %w", err)
 	}
+	<-done // the listener is closed
 	return nil
 }
 

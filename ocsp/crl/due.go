@@ -1,0 +1,262 @@
+package crl
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/certmill/certmill/internal/crldp"
+	"github.com/certmill/certmill/ledger"
+)
+
+// task is a CRL that is due.
+type task struct {
+	set    ledger.CRLSet
+	issuer ledger.Issuer
+	crl    ledger.CRL // the one that stands
+	// revoked says that it is made for a revocation, ahead of its schedule.
+	revoked bool
+	key     Key
+}
+
+// look makes what is due.
+func (m *Maker) look(ctx context.Context) error {
+	issuers, err := m.deps.Ledger.Issuers(ctx)
+	if err != nil {
+		return err
+	}
+	// A point that cannot be stored leaves the others alone.
+	wantErr := m.register(ctx, issuers)
+	sets, err := m.deps.Ledger.CRLSets(ctx)
+	if err != nil {
+		return err
+	}
+	crls, err := m.deps.Ledger.CRLs(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.hear(ctx, sets, crls); err != nil {
+		return err
+	}
+	for _, t := range m.due(ctx, issuers, sets, crls) {
+		if !m.begin(ctx, t) {
+			break // all hands are full; the next look goes on
+		}
+	}
+	return wantErr
+}
+
+// begin has a CRL made if there is room.
+func (m *Maker) begin(ctx context.Context, t task) bool {
+	s := shard{t.set.ID, t.crl.Shard}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	began := m.work.TryGo(func() error {
+		err := m.try(ctx, &t)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.busy, s)
+		if err != nil && ctx.Err() == nil {
+			m.deps.Log.Error("a CRL could not be made; it is tried again", "error", err, "pause", pause)
+			m.busy[s] = m.deps.Now().Add(pause)
+		}
+		return nil
+	})
+	if began {
+		m.busy[s] = forever
+	}
+	return began
+}
+
+// isBusy reports whether a CRL is being made or must be left alone.
+func (m *Maker) isBusy(s shard, now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return now.Before(m.busy[s])
+}
+
+// register makes the distribution points of the profiles known to the ledger, from
+// where every maker has them: for as long as there are certificates, whatever becomes
+// of the profile.
+func (m *Maker) register(ctx context.Context, issuers []ledger.Issuer) error {
+	var errs []error
+	for _, i := range issuers {
+		if i.State != ledger.IssuerActive {
+			continue
+		}
+		wanted := m.deps.Wanted()
+		if m.cfg.CompleteURL != "" {
+			wanted = append(slices.Clip(wanted), Wanted{i.Name, crldp.Point{URL: m.cfg.CompleteURL, Shards: 1}})
+		}
+		for _, w := range wanted {
+			if w.Issuer != i.Name {
+				continue
+			}
+			p := w.Point.For(i.Name, i.ID)
+			s := ledger.CRLSet{Issuer: i.ID, URL: p.URL, Shards: p.Shards}
+			if m.known[s] {
+				continue
+			}
+			if _, err := m.deps.Ledger.PutCRLSet(ctx, s); err != nil {
+				errs = append(errs, fmt.Errorf("the CRLs under %s: %w", p.URL, err))
+				continue
+			}
+			m.known[s] = true
+		}
+	}
+	return errors.Join(errs...)
+}
+
+const revocationPage = 1000
+
+// hear finds the shards of new revocations. The first look begins with the earliest
+// that a CRL lacks.
+func (m *Maker) hear(ctx context.Context, sets []ledger.CRLSet, crls []ledger.CRL) error {
+	covered := map[shard]int64{}
+	earliest := int64(-1)
+	for _, c := range crls {
+		if c.Number > 0 {
+			covered[shard{c.Set, c.Shard}] = c.Sequence
+			if earliest < 0 || c.Sequence < earliest {
+				earliest = c.Sequence
+			}
+		}
+	}
+	if m.cursor < 0 && earliest < 0 {
+		return nil // no CRL yet: the first ones have everything
+	}
+	if m.cursor < 0 {
+		m.cursor = earliest
+	}
+	now := m.deps.Now()
+	for {
+		page, err := m.deps.Ledger.Revocations(ctx, m.cursor, revocationPage)
+		if err != nil {
+			return err
+		}
+		for i := range page {
+			m.note(sets, &page[i], now)
+		}
+		if len(page) > 0 {
+			m.cursor = page[len(page)-1].Sequence
+		}
+		if len(page) < revocationPage {
+			break
+		}
+	}
+	for s, w := range m.waiting {
+		if covered[s] >= w.sequence {
+			delete(m.waiting, s)
+		}
+	}
+	return nil
+}
+
+// note marks the CRLs that a revocation belongs into.
+func (m *Maker) note(sets []ledger.CRLSet, r *ledger.Revocation, now time.Time) {
+	for _, set := range sets {
+		if set.Issuer != r.Issuer || set.Shards > 1 && r.Services&ledger.RevocationCRL == 0 {
+			continue
+		}
+		s := shard{set.ID, crldp.Of(r.Serial, set.Shards)}
+		if w := m.waiting[s]; w != nil {
+			w.sequence = r.Sequence
+		} else {
+			m.waiting[s] = &revoked{r.Sequence, now}
+		}
+	}
+}
+
+// due returns the CRLs to make, the most urgent first: those that lack a revocation,
+// then by nextUpdate.
+func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.CRLSet, crls []ledger.CRL) []task {
+	byID := map[int32]ledger.Issuer{}
+	for _, i := range issuers {
+		byID[i.ID] = i
+	}
+	setOf := map[int32]ledger.CRLSet{}
+	for _, s := range sets {
+		setOf[s.ID] = s
+	}
+	keys := map[int32]Key{}
+	now := m.deps.Now()
+	var tasks []task
+	var nearest time.Time
+	for _, c := range crls {
+		set, ok := setOf[c.Set]
+		if !ok {
+			continue // registered between the two reads
+		}
+		t := task{set: set, issuer: byID[set.Issuer], crl: c}
+		s := shard{c.Set, c.Shard}
+		w := m.waiting[s]
+		if c.Number > 0 && (nearest.IsZero() || c.NextUpdate.Before(nearest)) {
+			nearest = c.NextUpdate
+		}
+		switch {
+		case m.isBusy(s, now):
+			continue
+		case c.Number == 0, !now.Before(m.next(&t)):
+		case w != nil && !now.Before(w.since.Add(m.cfg.AfterRevocation)):
+			t.revoked = true
+		default:
+			continue
+		}
+		if t.key = m.key(ctx, keys, t.issuer); t.key != nil {
+			tasks = append(tasks, t)
+		}
+	}
+	m.metrics.look(nearest, len(m.waiting))
+	slices.SortStableFunc(tasks, func(a, b task) int {
+		if a.revoked != b.revoked {
+			if a.revoked {
+				return -1
+			}
+			return 1
+		}
+		return a.crl.NextUpdate.Compare(b.crl.NextUpdate)
+	})
+	return tasks
+}
+
+// next is when a CRL is due by schedule: up to an eighth of the interval early, each
+// shard by its own share, so that shards that began together are not made together.
+func (m *Maker) next(t *task) time.Time {
+	early := m.cfg.Interval / 8 * time.Duration(t.crl.Shard) / time.Duration(t.set.Shards)
+	return t.crl.Scheduled.Add(m.cfg.Backdate + m.cfg.Interval - early)
+}
+
+// key finds an issuer's key once a look; nil where it is not here or the issuer has
+// expired, which ends its CRLs.
+func (m *Maker) key(ctx context.Context, keys map[int32]Key, issuer ledger.Issuer) Key {
+	if k, ok := keys[issuer.ID]; ok {
+		return k
+	}
+	k, err := m.findKey(ctx, issuer)
+	said := ""
+	if err != nil {
+		k, said = nil, err.Error()
+	}
+	if m.silent[issuer.ID] != said {
+		m.silent[issuer.ID] = said
+		if err != nil {
+			m.deps.Log.Info("an issuer's CRLs are not made here", "issuer", issuer.Name, "generation", issuer.ID, "error", err)
+		}
+	}
+	keys[issuer.ID] = k
+	return k
+}
+
+func (m *Maker) findKey(ctx context.Context, issuer ledger.Issuer) (Key, error) {
+	cert, err := x509.ParseCertificate(issuer.DER)
+	if err != nil {
+		return nil, fmt.Errorf("parsing its certificate: %w", err)
+	}
+	if !m.deps.Now().Before(cert.NotAfter) {
+		return nil, fmt.Errorf("it expired at %s", cert.NotAfter.Format(time.RFC3339))
+	}
+	return m.deps.Key(ctx, issuer)
+}
