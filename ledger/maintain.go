@@ -51,8 +51,10 @@ func (l *Ledger) Maintain(ctx context.Context) (Maintenance, error) {
 			l.metrics.maintained.Set(float64(l.now().Unix()))
 			return m, nil
 		}
-		defer func() { // a session that cannot say this is gone, and its lock with it
-			_, _ = conn.Exec(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock($1)`, int64(maintainLock))
+		defer func() { // a session that cannot say this in time is closed, and its lock is gone with it
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+			defer cancel()
+			_, _ = conn.Exec(ctx, `SELECT pg_advisory_unlock($1)`, int64(maintainLock))
 		}()
 	}
 	var errs []error
@@ -109,6 +111,15 @@ func (l *Ledger) emptyGeneration(ctx context.Context, gen int16) error {
 		return err
 	}
 	return l.ddl(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		// The maintenance's lock may be gone with its connection, and another process
+		// may have turned since. This row tells, and no turn passes while it is locked.
+		var current int16
+		if err := tx.QueryRow(ctx, `SELECT gen FROM ledger_state WHERE id = 1 FOR SHARE`).Scan(&current); err != nil {
+			return err
+		}
+		if gen != (current+1)%3 {
+			return nil
+		}
 		_, err := tx.Exec(ctx, `TRUNCATE `+table)
 		return err
 	})

@@ -16,6 +16,7 @@ var generationTests = map[string]func(*testing.T, *env){
 	"commits during a turn make one certificate per key":      duringTurn,
 	"a commit that straddles a turn is thrown out":            straddling,
 	"the generation after next is emptied":                    emptied,
+	"a generation in use is not emptied":                      notEmptied,
 }
 
 // turn moves the clock until a turn is due and maintains the ledger.
@@ -148,5 +149,34 @@ func emptied(t *testing.T, e *env) {
 	noError(t, err)
 	if m.Rotated {
 		t.Error("the generations turned before their time")
+	}
+}
+
+// notEmptied plays a process whose lock on the maintenance was lost with its
+// connection: it found a generation to empty, another process turns to it meanwhile.
+func notEmptied(t *testing.T, e *env) {
+	e.onPostgreSQL(t)
+	entry, look, other := e.entry(t, time.Hour), e.connect(t), e.connect(t)
+	_, err := other.Exec(t.Context(), `BEGIN; LOCK TABLE requests_1 IN ACCESS EXCLUSIVE MODE`)
+	noError(t, err)
+	maintained := make(chan error, 1)
+	go func() {
+		_, err := e.Maintain(t.Context())
+		maintained <- err
+	}()
+	for waiting := 0; waiting == 0; { // it has read that generation 0 is in use, and looks into 1
+		err := look.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE relation = 'requests_1'::regclass AND NOT granted`).Scan(&waiting)
+		noError(t, err)
+	}
+	_, err = other.Exec(t.Context(), `UPDATE ledger_state SET gen = 1 WHERE id = 1`)
+	noError(t, err)
+	_, err = other.Exec(t.Context(), `INSERT INTO requests (gen, key, serial, csr, expires_at) VALUES (1, $1, $2, $3, $4)`,
+		entry.RequestKey[:], entry.Serial[:], entry.CSR[:], entry.ReuseUntil)
+	noError(t, err)
+	_, err = other.Exec(t.Context(), `COMMIT`)
+	noError(t, err)
+	noError(t, <-maintained)
+	if n := e.count(t, `SELECT count(*) FROM requests_1`); n != 1 {
+		t.Error("the keys of the generation in use were emptied")
 	}
 }
