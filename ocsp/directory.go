@@ -149,3 +149,6 @@ func (d *Directory) find(id *CertID) (serial.Number, bool) {
 	of, known := d.epochs[n.Epoch()]
 	return n, known && of == issuer.ID
 }
+
+// Template returns the template of an OCSP signer, or nil.
+func (d *Directory) Template(signer int32) *Template { return d.templates[signer] }

@@ -167,6 +167,61 @@ func TestRedisIsMadeEqualToTheLedger(t *testing.T) {
 	}
 }
 
+// Whoever can write to Redis, and nothing else, must not make the HSM say "revoked",
+// nor put a record where no later one can replace it.
+func TestAForgedRecordIsNotSignedAndDoesNotStand(t *testing.T) {
+	w := newWorld(t)
+	p := w.presign()
+	names := []string{"a wrong signature", "another certificate's signature", "times of the future", "an unknown signer", "a wrong signature over a true revocation"}
+	certs := make([]ledger.Status, len(names))
+	for i := range certs {
+		certs[i] = w.issue(24 * time.Hour)
+	}
+	other := w.issue(24 * time.Hour)
+	w.ledger.Revoke(other.Serial, 1)
+	w.eventually("all have records", func() bool {
+		for _, st := range certs {
+			if _, ok := w.record(st.Serial); !ok {
+				return false
+			}
+		}
+		rec, ok := w.record(other.Serial)
+		return ok && rec.Revoked
+	})
+	genuine, _ := w.record(other.Serial)
+	forge := func(st ledger.Status, change func(*ocsp.Record)) {
+		rec, _ := w.record(st.Serial)
+		change(&rec)
+		encoded, err := rec.AppendTo(nil)
+		noError(t, err)
+		noError(t, w.store.Client().HSet(t.Context(), shardKey(st.Serial), fieldOf(st.Serial), string(encoded)).Err())
+	}
+	revoke := func(r *ocsp.Record) { r.Revoked, r.RevokedAt, r.Reason = true, r.ThisUpdate, 1 }
+	forge(certs[0], func(r *ocsp.Record) { revoke(r); r.ThisUpdate++ })
+	forge(certs[1], func(r *ocsp.Record) { signer := r.Signer; *r = genuine; r.Signer = signer })
+	forge(certs[2], func(r *ocsp.Record) { r.ThisUpdate += 7200; r.ProducedAt += 7200 })
+	forge(certs[3], func(r *ocsp.Record) { revoke(r); r.Signer = 99 })
+	w.ledger.Revoke(certs[4].Serial, 4)
+	forge(certs[4], func(r *ocsp.Record) { revoke(r) })
+
+	for i, st := range certs[:3] {
+		w.eventually(names[i]+" gives way to what the ledger says", func() bool {
+			rec, ok := w.record(st.Serial)
+			return ok && !rec.Revoked && rec.ThisUpdate <= w.now().Unix()
+		})
+	}
+	w.eventually(names[4]+" gives way to a true one", func() bool {
+		rec, ok := w.record(certs[4].Serial)
+		return ok && rec.Revoked && rec.Reason == 4
+	})
+	w.eventually("it is counted", func() bool { return p.metric(t, "mismatches_total", mismatchForged) >= 4 })
+	// What nobody can check stays as it is: neither made good nor signed.
+	w.eventually("the unknown signer is counted", func() bool { return p.metric(t, "mismatches_total", mismatchRevoked) >= 2 })
+	if rec, ok := w.record(certs[3].Serial); !ok || rec.Signer != 99 {
+		t.Errorf("%s was replaced by %+v", names[3], rec)
+	}
+}
+
 func shardKey(n serial.Number) string {
 	const hex = "0123456789abcdef"
 	s := ocsp.ShardOf(n)

@@ -41,9 +41,10 @@ const (
 	mismatchUnread   = "unreadable"         // a record that cannot be decoded
 	mismatchTooLong  = "beyond_certificate" // nextUpdate lies beyond notAfter
 	mismatchSignedBy = "unknown_signer"     // the record names a signer that is not the issuer's
+	mismatchForged   = "forged"             // the record says revoked, and no signer of ours has signed it
 )
 
-var mismatchKinds = []string{mismatchMissing, mismatchGood, mismatchRevoked, mismatchUnknown, mismatchExpired, mismatchUnread, mismatchTooLong, mismatchSignedBy}
+var mismatchKinds = []string{mismatchMissing, mismatchGood, mismatchRevoked, mismatchUnknown, mismatchExpired, mismatchUnread, mismatchTooLong, mismatchSignedBy, mismatchForged}
 
 func newMetrics(reg prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {

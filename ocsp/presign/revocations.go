@@ -64,7 +64,14 @@ func (p *Presigner) publishRevoked(ctx context.Context, page []ledger.Status) er
 	}
 	missing := mine[:0]
 	for i := range mine {
-		if why, _ := p.judge(view, &mine[i], records[i], now); why == fromDifference || why == fromMissing {
+		why, mismatch := p.judge(view, &mine[i], records[i], now)
+		if mismatch == mismatchForged {
+			p.metrics.mismatches.WithLabelValues(mismatch).Inc()
+			if _, err := p.store.Drop(rctx, mine[i].Serial, records[i]); err != nil {
+				return err
+			}
+		}
+		if why == fromDifference || why == fromMissing {
 			missing = append(missing, mine[i])
 		}
 	}

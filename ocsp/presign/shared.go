@@ -1,6 +1,7 @@
 package presign
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"fmt"
@@ -19,6 +20,8 @@ type sharedView struct {
 	shared ocsp.Shared
 	// delegates can sign for an issuer, the newest first.
 	delegates map[int32][]*delegate
+	// templates check records of every signer, also of one whose key is not here.
+	templates map[int32]*ocsp.Template
 	// published says that Redis has it too.
 	published bool
 	since     time.Time // when the delegates were first published
@@ -63,7 +66,13 @@ func (p *Presigner) loadShared(ctx context.Context) (*sharedView, error) {
 		return nil, err
 	}
 	old := p.shared.Load()
-	view := &sharedView{shared: *shared, delegates: p.makeDelegates(ctx, shared, keys)}
+	view := &sharedView{shared: *shared, delegates: p.makeDelegates(ctx, shared, keys), templates: map[int32]*ocsp.Template{}}
+	for id := range shared.Signers {
+		// A failure has been said by makeDelegates; nothing of that signer is believed.
+		if t, err := p.makeTemplate(id, shared); err == nil {
+			view.templates[id] = t
+		}
+	}
 	if old != nil && old.published && reflect.DeepEqual(old.shared, view.shared) {
 		view.published = true
 	}
@@ -151,28 +160,74 @@ func (p *Presigner) makeDelegate(ctx context.Context, id int32, shared *ocsp.Sha
 			}
 		}
 	}
-	issuerCert, err := x509.ParseCertificate(shared.Issuers[shared.Signers[id].Issuer])
-	if err != nil {
-		return nil, fmt.Errorf("its issuer: %w", err)
-	}
-	issuer, err := ocsp.NewIssuer(shared.Signers[id].Issuer, issuerCert)
+	template, err := p.makeTemplate(id, shared)
 	if err != nil {
 		return nil, err
 	}
-	signerCert, err := x509.ParseCertificate(shared.Signers[id].DER)
-	if err != nil {
-		return nil, err
-	}
-	template, err := ocsp.NewTemplate(id, issuer, signerCert)
-	if err != nil {
-		return nil, err
-	}
-	key, err := p.keys.get(ctx, uri, signerCert.PublicKey)
+	key, err := p.keys.get(ctx, uri, template.Signer.PublicKey)
 	if err != nil {
 		return nil, err
 	}
 	d := &delegate{template: template, key: key}
 	return d, d.tryOut(ctx)
+}
+
+// makeTemplate prepares the answers of a signer, or takes those that there are.
+func (p *Presigner) makeTemplate(id int32, shared *ocsp.Shared) (*ocsp.Template, error) {
+	signer := shared.Signers[id]
+	if old := p.shared.Load(); old != nil {
+		if t := old.templates[id]; t != nil && bytes.Equal(t.Signer.Raw, signer.DER) {
+			return t, nil
+		}
+	}
+	issuerCert, err := x509.ParseCertificate(shared.Issuers[signer.Issuer])
+	if err != nil {
+		return nil, fmt.Errorf("its issuer: %w", err)
+	}
+	issuer, err := ocsp.NewIssuer(signer.Issuer, issuerCert)
+	if err != nil {
+		return nil, err
+	}
+	signerCert, err := x509.ParseCertificate(signer.DER)
+	if err != nil {
+		return nil, err
+	}
+	return ocsp.NewTemplate(id, issuer, signerCert)
+}
+
+// signedBy says what is known of a record's signatures.
+type signedBy uint8
+
+const (
+	signedByUs      signedBy = iota // or a good record, of which only the times are looked at
+	signedByUnknown                 // its signer is not in the ledger, or no longer valid
+	signedByNobody                  // a known signer's signature is wrong, or it comes from the future
+)
+
+// maxSkew is how far the clock of the presigner that made a record may be ahead.
+const maxSkew = 5 * time.Minute
+
+// signed checks what a record in Redis claims, as far as harm could come of it. A
+// revoked record stands for good, so its signatures are verified. A good one that is
+// forged fails at the client and gives way to the next; unless it comes from the
+// future, where it would stand against every later one.
+func (v *sharedView) signed(st *ledger.Status, rec *ocsp.Record, now time.Time) signedBy {
+	if !rec.Revoked {
+		if rec.ThisUpdate > now.Add(maxSkew).Unix() {
+			return signedByNobody
+		}
+		return signedByUs
+	}
+	t := v.templates[rec.Signer]
+	if t == nil || v.shared.Signers[rec.Signer].Issuer != st.Issuer {
+		return signedByUnknown
+	}
+	for h, sig := range rec.Signatures {
+		if sig != "" && t.Check(ocsp.Hash(h), st.Serial, &rec.Status, sig) != nil {
+			return signedByNobody
+		}
+	}
+	return signedByUs
 }
 
 var _ Ledger = (*ledger.Ledger)(nil)

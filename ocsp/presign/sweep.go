@@ -223,7 +223,7 @@ func (s *sweep) compare(ctx context.Context, page []ledger.Status) error {
 		if mismatch != "" && !(s.healing && mismatch == mismatchMissing) {
 			s.p.metrics.mismatches.WithLabelValues(mismatch).Inc()
 		}
-		if mismatch == mismatchUnread { // it might stand against any other
+		if mismatch == mismatchUnread || mismatch == mismatchForged { // it might stand against any other
 			if _, err := s.p.store.Drop(rctx, mine[i].Serial, records[i]); err != nil {
 				return err
 			}
@@ -286,7 +286,8 @@ func (s *sweep) comeBack(ctx context.Context) error {
 // judge decides whether a record must be signed anew and why, and names the mismatch
 // where it contradicts the ledger. Where Redis says revoked and the ledger does not,
 // as after a restore of the ledger, st is made revoked too: revocation is final, and
-// an operator who means otherwise removes the record by hand.
+// an operator who means otherwise removes the record by hand. That takes a signature
+// of ours: whoever can only write to Redis must not make the HSM sign a revocation.
 func (p *Presigner) judge(view *sharedView, st *ledger.Status, record string, now time.Time) (why source, mismatch string) {
 	if !now.Before(st.NotAfter.Add(-time.Second)) {
 		return "", "" // nothing is left to be said
@@ -298,7 +299,13 @@ func (p *Presigner) judge(view *sharedView, st *ledger.Status, record string, no
 	if err != nil {
 		return fromDifference, mismatchUnread
 	}
+	by := view.signed(st, &rec, now)
 	switch {
+	case by == signedByNobody:
+		return fromDifference, mismatchForged
+	case by == signedByUnknown && rec.Revoked && st.Revoked == nil:
+		// Nobody can tell. It is not made good, and nothing is signed on its word.
+		return "", mismatchRevoked
 	case st.Revoked != nil && !rec.Revoked:
 		return fromDifference, mismatchGood
 	case st.Revoked == nil && rec.Revoked:

@@ -265,3 +265,6 @@ func (p *presigner) metric(t testing.TB, name string, labels ...string) (sum flo
 	}
 	return sum
 }
+
+// recordEdit is a record to be changed.
+type recordEdit struct{ *ocsp.Record }
