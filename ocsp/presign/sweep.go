@@ -215,6 +215,9 @@ func (s *sweep) compare(ctx context.Context, page []ledger.Status) error {
 		why, mismatch := s.p.judge(view, &mine[i], records[i], now)
 		switch {
 		case why == "":
+			if mismatch != "" { // left as it is, and somebody should look at it
+				s.p.metrics.mismatches.WithLabelValues(mismatch).Inc()
+			}
 			continue
 		case why == fromMissing && !s.healing && now.Sub(mine[i].NotBefore) < youngAge && len(s.young) < maxYoung:
 			s.young = append(s.young, mine[i])
