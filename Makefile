@@ -54,8 +54,8 @@ breaking: ## is the public API still compatible with proto/certmill.binpb?
 proto-baseline: ## after a release: make today's API the one that `breaking` compares with
 	cd proto && $(PROTO_TOOL) buf build -o certmill.binpb
 
-bench: deps ## time per step and CPU per certificate
-	$(GO) test -run '^$$' -bench . -benchtime 1s -p 1 ./...
+bench: deps build ## time per step, and CPU per certificate beside its cryptography
+	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime 1s -p 1 ./... | $(GO) run ./loadtest/bench
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

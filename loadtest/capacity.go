@@ -86,7 +86,7 @@ Objectives: ` + report.ObjectiveHelp,
 				return err
 			}
 			r := s.result(nil)
-			r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", o.inFlight, find.objective.String()
+			r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", s.inFlight(), find.objective.String()
 			found, run, err := s.capacity(c.Context(), find)
 			if err = errors.Join(err, s.close()); err != nil && !interrupted(err) && !errors.Is(err, errWrong) {
 				return err

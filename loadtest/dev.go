@@ -32,6 +32,9 @@ func (o *options) fillFromDev() ([]observe.Role, error) {
 	if err != nil || len(files) == 0 {
 		return nil, fmt.Errorf("%s holds no `certmill dev` stack: there is no config/*.yaml", o.dev)
 	}
+	if err := o.findTree(); err != nil {
+		return nil, err
+	}
 	var roles []observe.Role
 	found := map[string]roleFile{}
 	for _, path := range files {
@@ -43,9 +46,10 @@ func (o *options) fillFromDev() ([]observe.Role, error) {
 		if err := yaml.Unmarshal(data, &f); err != nil { // the roles check these files strictly
 			return nil, fmt.Errorf("%s: %w", path, err)
 		}
-		name := strings.TrimRight(strings.TrimSuffix(filepath.Base(path), ".yaml"), "-0123456789")
+		process := strings.TrimSuffix(filepath.Base(path), ".yaml")
+		name := strings.TrimRight(process, "-0123456789")
 		found[name] = f
-		if f.Telemetry.Listen != "" {
+		if f.Telemetry.Listen != "" && o.runs(process) {
 			roles = append(roles, observe.Role{Name: name, Metrics: "http://" + f.Telemetry.Listen + "/metrics"})
 		}
 	}
@@ -74,7 +78,7 @@ func (o *options) fillFromDev() ([]observe.Role, error) {
 	if o.status == "dev" {
 		o.status = "http://" + found["responder"].Listen + "/"
 	}
-	return roles, o.findTree()
+	return roles, nil
 }
 
 // findTree finds the process of `certmill dev` itself: the parent of its gateway. It
@@ -83,18 +87,33 @@ func (o *options) findTree() error {
 	if o.tree != 0 {
 		return nil
 	}
-	data, err := os.ReadFile(filepath.Join(o.dev, "run", "gateway.pid"))
+	pid, err := devPID(o.dev, "gateway")
 	if err != nil {
 		return fmt.Errorf("is `certmill dev` running? %w", err)
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil {
-		return fmt.Errorf("reading the gateway's process id: %w", err)
 	}
 	if o.tree, err = observe.Parent(pid); err != nil || o.tree <= 1 {
 		return errors.Join(fmt.Errorf("`certmill dev` does not run in %s", o.dev), err)
 	}
 	return nil
+}
+
+// runs reports whether a role of the stack runs: configuration and process ids of
+// starts with more signers are left in the folder.
+func (o *options) runs(process string) bool {
+	pid, err := devPID(o.dev, process)
+	if err != nil {
+		return false
+	}
+	parent, err := observe.Parent(pid)
+	return err == nil && parent == o.tree
+}
+
+func devPID(dir, process string) (int, error) {
+	data, err := os.ReadFile(filepath.Join(dir, "run", process+".pid"))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(data)))
 }
 
 func set(field *string, value string) {

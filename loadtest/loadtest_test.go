@@ -371,7 +371,11 @@ func TestADevStackFillsInTheFlags(t *testing.T) {
 		"config/signer-1.yaml":  "telemetry:\n  listen: 127.0.0.1:9002\n",
 		"config/signer-12.yaml": "telemetry:\n  listen: 127.0.0.1:9003\n",
 		"config/responder.yaml": "listen: 127.0.0.1:8080\n",
+		"config/signer-3.yaml":  "telemetry:\n  listen: 127.0.0.1:9004\n", // of an earlier start
 		"run/gateway.pid":       fmt.Sprintln(os.Getpid()),
+		"run/signer-1.pid":      fmt.Sprintln(os.Getpid()),
+		"run/signer-12.pid":     fmt.Sprintln(os.Getpid()),
+		"run/signer-3.pid":      "1\n",
 	} {
 		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

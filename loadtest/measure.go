@@ -37,7 +37,7 @@ func (s *session) measure(ctx context.Context, l load) (*report.Run, error) {
 	if s.kind.Batch {
 		w.batch = s.o.server.Batch
 	}
-	cfg := engine.Config{Duration: l.duration, Warmup: l.warmup, Timeout: s.o.timeout, InFlight: s.o.inFlight, Units: w.batch}
+	cfg := engine.Config{Duration: l.duration, Warmup: l.warmup, Timeout: s.o.timeout, InFlight: s.inFlight(), Units: w.batch}
 	if s.csrs != nil {
 		cfg.MaxCalls = s.csrs.MaxRequests() / int64(w.batch)
 	}
@@ -65,6 +65,15 @@ func (s *session) measure(ctx context.Context, l load) (*report.Run, error) {
 		run.Ended = fmt.Sprintf("every CSR has been used %d times (--max-reuse, --csrs)", s.o.maxReuse)
 	}
 	return run, err
+}
+
+// inFlight bounds the calls under way in an open loop. Over HTTP/1.1 that is the
+// connections: a call that waits for one has not been sent, and is to count as that.
+func (s *session) inFlight() int {
+	if s.kind.Multiplexed {
+		return s.o.inFlight
+	}
+	return min(s.o.inFlight, s.o.server.Connections)
 }
 
 func (s *session) reuse(asked int64) float64 {

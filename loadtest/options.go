@@ -72,7 +72,7 @@ func (o *options) add(f *pflag.FlagSet) {
 	f.StringVar(&s.CertFile, "cert", "", "client certificate (PEM)")
 	f.StringVar(&s.KeyFile, "key", "", "its private key (PEM)")
 	f.StringVar(&s.TokenFile, "token-file", "", "file with a bearer token, a Vault token or a cfssl key")
-	f.IntVarP(&s.Connections, "connections", "c", 0, "connections kept open (default 64, over gRPC 4)")
+	f.IntVarP(&s.Connections, "connections", "c", 0, "connections kept open (default 64, over gRPC 4), over HTTP at least one for each caller")
 	f.IntVar(&s.Batch, "batch", 32, "certificates a call, for the target batch")
 	f.StringVar(&s.Profile, "profile", "", "certificate profile asked for")
 	f.DurationVar(&s.Lifetime, "lifetime", 0, "lifetime asked for, and checked")
@@ -89,7 +89,7 @@ func (o *options) add(f *pflag.FlagSet) {
 	f.DurationVarP(&o.duration, "duration", "d", 30*time.Second, "how long each run asks, its warm-up included")
 	f.DurationVar(&o.warmup, "warmup", 3*time.Second, "the part at the start that does not count")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "how long a caller waits, from the moment its request was due")
-	f.IntVar(&o.inFlight, "in-flight", 1024, "calls that may wait for an answer at one time; beyond it they wait in the generator, and it counts")
+	f.IntVar(&o.inFlight, "in-flight", 1024, "calls that may wait for an answer at one time (over HTTP/1.1 no more than connections); beyond it they wait in the generator, and it counts")
 	f.Uint64Var(&o.seed, "seed", 1, "seed of the arrivals")
 
 	f.StringSliceVar(&o.keyTypes, "key-type", []string{"p256"}, "p256, p384, ed25519, rsa2048, rsa3072; several take turns")

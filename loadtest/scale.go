@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -30,12 +31,16 @@ func scaleCommand() *cobra.Command {
 		Short: "Repeat capacity with 1, 2, 4, … signers",
 		Long: `Repeat capacity with 1, 2, 4, … signers and say how near to linear it grows.
 
-The number of signers is set by a hook, a shell command that finds it in $SIGNERS and
-returns when they are ready; or the command after "--" is started as many times as
-needed, on top of none: it finds its number in $SIGNER ({n} in an argument is replaced
-by it too), and all are ended at the end.`,
+The number of signers is set in one of three ways:
+  --hook     a shell command that finds the number in $SIGNERS and returns when they
+             are ready;
+  -- COMMAND is started for each signer, as many times as needed: it finds its number
+             in $SIGNER, which replaces {n} in its arguments too; all are ended at the
+             end;
+  --dev      alone: the signers of a ` + "`certmill dev --signers 1`" + ` stack count, and further
+             ones are started with their configuration.`,
 		Example: `  certmill loadtest scale --url https://ca.test:8443 … --hook 'kubectl scale deploy/signer --replicas=$SIGNERS && kubectl rollout status deploy/signer'
-  certmill loadtest scale --dev .certmill --signers 1,2,4 -- certmill signer --config signer-{n}.yaml`,
+  certmill loadtest scale --dev .certmill --signers 1,2,4`,
 		RunE: func(c *cobra.Command, args []string) error {
 			sc.args = args
 			return scale(c, o, find, sc)
@@ -50,7 +55,7 @@ by it too), and all are ended at the end.`,
 }
 
 func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
-	if err := errors.Join(find.prepare(o), sc.validate()); err != nil {
+	if err := errors.Join(find.prepare(o), sc.validate(o.dev)); err != nil {
 		return err
 	}
 	s, err := open(c.Context(), o, plannedTrials(o, find), newView(c.ErrOrStderr(), o.every))
@@ -58,8 +63,13 @@ func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
 		return err
 	}
 	r := s.result(nil)
-	r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", o.inFlight, find.objective.String()
-	crew := &crew{args: sc.args}
+	r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", s.inFlight(), find.objective.String()
+	crew := &crew{args: sc.args, started: s.observer.Follow}
+	if sc.hook == "" && len(sc.args) == 0 {
+		if err := crew.join(o); err != nil {
+			return errors.Join(err, s.close())
+		}
+	}
 	for _, n := range sc.signers {
 		var step report.Step
 		if step, err = s.step(c.Context(), find, sc, crew, n); err != nil {
@@ -80,13 +90,13 @@ func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
 	return deliver(c, o, r)
 }
 
-func (sc *scaling) validate() error {
-	if (sc.hook == "") == (len(sc.args) == 0) {
-		return errors.New("say how to change the number of signers: by --hook, or by a command after --")
+func (sc *scaling) validate(dev string) error {
+	if sc.hook != "" && len(sc.args) > 0 || sc.hook == "" && len(sc.args) == 0 && dev == "" {
+		return errors.New("say how to change the number of signers: by --hook, or by a command after --, or by --dev alone")
 	}
 	for i, n := range sc.signers {
-		if n < 1 || i > 0 && n <= sc.signers[i-1] {
-			return errors.New("--signers are rising numbers from 1 on")
+		if n < 1 || n > maxSigners || i > 0 && n <= sc.signers[i-1] {
+			return fmt.Errorf("--signers are rising numbers from 1 to %d", maxSigners)
 		}
 	}
 	return nil
@@ -118,26 +128,58 @@ func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *cre
 	return out, err
 }
 
+// maxSigners bounds the processes that are started.
+const maxSigners = 256
+
 // crew is signer processes started here.
 type crew struct {
-	args    []string
+	args []string
+	env  []string
+	// there is how many signers ran before.
+	there   int
 	members []*exec.Cmd
+	started func(pid int)
+}
+
+// join makes the crew one of further signers of a `certmill dev` stack: this program
+// with the first signer's configuration, under names of their own and without an
+// operator's listener.
+func (c *crew) join(o *options) error {
+	dir := o.dev
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	for c.there < maxSigners && o.runs(fmt.Sprintf("signer-%d", c.there+1)) {
+		c.there++
+	}
+	c.args = []string{self, "signer", "--config", filepath.Join(dir, "config", "signer-1.yaml")}
+	c.env = []string{"CERTMILL_SIGNER_NAME=loadtest-{n}", "CERTMILL_SIGNER_TELEMETRY_LISTEN=", "CERTMILL_SIGNER_TELEMETRY_LOG_LEVEL=warn", "SOFTHSM2_CONF=" + filepath.Join(dir, "softhsm2.conf"), "GOGC=300"}
+	return nil
 }
 
 func (c *crew) grow(to int) error {
-	for n := len(c.members) + 1; n <= to; n++ {
+	if to < c.there {
+		return fmt.Errorf("the stack runs %d signers already, and a step asks for %d: start it with `certmill dev --signers %d`", c.there, to, to)
+	}
+	for n := c.there + len(c.members) + 1; n <= to; n++ {
 		number := strconv.Itoa(n)
-		args := make([]string, len(c.args))
-		for i, a := range c.args {
-			args[i] = strings.ReplaceAll(a, "{n}", number)
+		fill := func(text []string) []string {
+			out := make([]string, len(text))
+			for i, s := range text {
+				out[i] = strings.ReplaceAll(s, "{n}", number)
+			}
+			return out
 		}
+		args := fill(c.args)
 		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Env = append(os.Environ(), "SIGNER="+number)
+		cmd.Env = append(append(os.Environ(), fill(c.env)...), "SIGNER="+number)
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
 			return fmt.Errorf("starting signer %d: %w", n, err)
 		}
 		c.members = append(c.members, cmd)
+		c.started(cmd.Process.Pid)
 	}
 	return nil
 }

@@ -66,6 +66,9 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 	}
 	if o.server.Connections == 0 {
 		o.server.Connections = s.kind.Connections
+		if !s.kind.Multiplexed {
+			o.server.Connections = max(o.server.Connections, o.callers)
+		}
 	}
 	if s.target, err = s.kind.Open(o.server); err != nil {
 		return s, err
@@ -263,7 +266,7 @@ func (s *session) result(plan schedule.Schedule) *report.Result {
 		InFlight: o.callers, Connections: o.server.Connections,
 	}}
 	if plan != nil {
-		r.Plan.Loop, r.Plan.Schedule, r.Plan.InFlight = "open", plan.String(), o.inFlight
+		r.Plan.Loop, r.Plan.Schedule, r.Plan.InFlight = "open", plan.String(), s.inFlight()
 	}
 	if s.kind.Batch {
 		r.Plan.Batch = o.server.Batch

@@ -61,18 +61,23 @@ type Gauges struct {
 type Observer struct {
 	cfg    Config
 	client *http.Client
+	trees  []int
 }
 
 // New makes an observer.
 func New(cfg Config) *Observer {
-	return &Observer{cfg: cfg, client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}}
+	o := &Observer{cfg: cfg, client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}}
+	if cfg.Tree != 0 {
+		o.Follow(cfg.Tree)
+	}
+	return o
 }
+
+// Follow watches one process more, with its descendants.
+func (o *Observer) Follow(pid int) { o.trees = append(o.trees, pid) }
 
 // Close ends its connections.
 func (o *Observer) Close() { o.client.CloseIdleConnections() }
-
-// Watches reports whether the service itself is watched, and not the generator alone.
-func (o *Observer) Watches() bool { return len(o.cfg.Roles) > 0 || o.cfg.Tree != 0 }
 
 // Sample looks at everything once. What does not answer is left out.
 func (o *Observer) Sample(ctx context.Context) Sample {
@@ -88,11 +93,9 @@ func (o *Observer) Sample(ctx context.Context) Sample {
 	for i, families := range scraped {
 		s.add(o.cfg.Roles[i].Name, families, o.cfg.Tree == 0)
 	}
-	if o.cfg.Tree != 0 {
-		for _, p := range tree(o.cfg.Tree) {
-			s.CPU[p.name] += p.cpu
-			s.RSS[p.name] += p.rss
-		}
+	for _, p := range trees(o.trees) {
+		s.CPU[p.name] += p.cpu
+		s.RSS[p.name] += p.rss
 	}
 	return s
 }

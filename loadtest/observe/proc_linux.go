@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,8 +53,11 @@ type process struct {
 	cpu, rss    float64
 }
 
-// tree returns the process pid and its descendants.
-func tree(pid int) []process {
+// trees returns the processes pids and their descendants, each once.
+func trees(pids []int) []process {
+	if len(pids) == 0 {
+		return nil
+	}
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return nil
@@ -66,11 +70,12 @@ func tree(pid int) []process {
 		}
 	}
 	var out []process
-	for queue := []int{pid}; len(queue) > 0; queue = queue[1:] {
+	for queue := slices.Clone(pids); len(queue) > 0; queue = queue[1:] {
 		p, ok := all[queue[0]]
 		if !ok {
 			continue
 		}
+		delete(all, p.pid)
 		p.name = nameOf(p)
 		out = append(out, p)
 		queue = append(queue, children[p.pid]...)

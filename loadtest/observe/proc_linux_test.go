@@ -14,7 +14,7 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		for _, p := range tree(child.Process.Pid) {
+		for _, p := range trees([]int{child.Process.Pid}) {
 			if q, err := os.FindProcess(p.pid); err == nil {
 				_ = q.Kill()
 			}
@@ -24,7 +24,7 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		names := map[string]bool{}
-		for _, p := range tree(os.Getpid()) {
+		for _, p := range trees([]int{os.Getpid()}) {
 			names[p.name] = true
 		}
 		if names["sleep"] && names["sh"] {

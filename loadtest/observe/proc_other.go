@@ -18,7 +18,7 @@ type process struct {
 	cpu, rss float64
 }
 
-func tree(int) []process { return nil }
+func trees([]int) []process { return nil }
 
 // Parent returns the process that started pid.
 func Parent(int) (int, error) { return 0, errors.New("processes can be watched on Linux only") }

@@ -100,15 +100,14 @@ type Generator struct {
 // CPUPerUnit returns the CPU milliseconds that all watched roles and processes spent
 // for one unit, without the generator's; 0 where none was watched.
 func (r *Run) CPUPerUnit() float64 {
-	if r.OK == 0 || r.Seconds == 0 {
+	if r.RateReached == 0 {
 		return 0
 	}
 	cores := 0.0
 	for _, role := range r.Use.Roles {
 		cores += role.Cores
 	}
-	rate := float64(r.OK) / r.Seconds
-	return 1000 * cores / rate
+	return 1000 * cores / r.RateReached
 }
 
 // Capacity is the outcome of a search for the highest rate that holds an objective.

@@ -70,9 +70,16 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	fmt.Fprintf(t, "latency\tp50 %.3g  p90 %.3g  p99 %.3g  p99.9 %.3g  max %.3g ms (%s)\n", l.P50, l.P90, l.P99, l.P999, l.Max, from)
 	fmt.Fprintf(t, "errors\t%d (%.3g%%)%s\n", r.Failed, 100*r.ErrorShare(), kinds(r))
 	for _, part := range r.breakdown() {
-		fmt.Fprintf(t, "  %s\t%.3g ms mean, %.3g ms p99\n", part.name, part.mean, part.p99)
+		text := fmt.Sprintf("%.3g ms mean", part.mean)
+		if part.p99 > 0 {
+			text += fmt.Sprintf(", %.3g ms p99", part.p99)
+		}
+		fmt.Fprintf(t, "  %s\t%s\n", part.name, text)
 	}
-	fmt.Fprintf(t, "checked\t%d of %d in full (%s); serials: %s\n", r.Checks.Checked, r.Checks.Seen, strings.Join(r.Checks.What, ", "), or(r.Checks.Serials, "–"))
+	fmt.Fprintf(t, "checked\t%d of %d in full (%s)\n", r.Checks.Checked, r.Checks.Seen, strings.Join(r.Checks.What, ", "))
+	if r.Checks.Serials != "" {
+		fmt.Fprintf(t, "serials\t%s\n", r.Checks.Serials)
+	}
 	if len(r.Use.Roles) > 0 {
 		fmt.Fprintf(t, "CPU\t%.3f ms for each, all watched processes together\n", r.CPUPerUnit())
 		for _, u := range r.Use.Roles {
@@ -88,13 +95,6 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	if r.Ended != "" {
 		fmt.Fprintf(t, "ended early\t%s\n", r.Ended)
 	}
-}
-
-func or(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }
 
 func kinds(r *Run) string {

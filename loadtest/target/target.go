@@ -124,19 +124,22 @@ type Kind struct {
 	Connections int
 	// Batch is true where one call asks for several.
 	Batch bool
+	// Multiplexed is true where one connection carries many calls at a time. Elsewhere
+	// there is no use in more calls in flight than connections: they would wait for one.
+	Multiplexed bool
 }
 
 var kinds = map[string]Kind{
 	"rest":      {Summary: "certmill POST /v1/certificates, PEM in and out, HTTPS keep-alive", Subject: Certificates, Open: openREST, Connections: 64},
-	"grpc":      {Summary: "certmill gRPC Issue, unary", Subject: Certificates, Open: openUnary, Connections: 4},
-	"stream":    {Summary: "certmill gRPC IssueStream, one stream a connection", Subject: Certificates, Open: openStream, Connections: 4},
-	"batch":     {Summary: "certmill gRPC IssueBatch", Subject: Certificates, Open: openBatch, Connections: 4, Batch: true},
+	"grpc":      {Summary: "certmill gRPC Issue, unary", Subject: Certificates, Open: openUnary, Connections: 4, Multiplexed: true},
+	"stream":    {Summary: "certmill gRPC IssueStream, one stream a connection", Subject: Certificates, Open: openStream, Connections: 4, Multiplexed: true},
+	"batch":     {Summary: "certmill gRPC IssueBatch", Subject: Certificates, Open: openBatch, Connections: 4, Multiplexed: true, Batch: true},
 	"ocsp-get":  {Summary: "OCSP by GET (RFC 6960 appendix A)", Subject: Statuses, Open: openOCSPGet, Connections: 64},
 	"ocsp-post": {Summary: "OCSP by POST", Subject: Statuses, Open: openOCSPPost, Connections: 64},
 	"vault":     {Summary: "OpenBao or Vault POST /v1/<mount>/sign/<role>", Subject: Certificates, Open: openVault, Connections: 64},
 	"step":      {Summary: "step-ca POST /1.0/sign with a JWK provisioner", Subject: Certificates, Open: openStep, Connections: 64},
 	"cfssl":     {Summary: "cfssl POST /api/v1/cfssl/sign or authsign", Subject: Certificates, Open: openCFSSL, Connections: 64},
-	"istio":     {Summary: "Istio gRPC CreateCertificate (istio.v1.auth)", Subject: Certificates, Open: openIstio, Connections: 4},
+	"istio":     {Summary: "Istio gRPC CreateCertificate (istio.v1.auth)", Subject: Certificates, Open: openIstio, Connections: 4, Multiplexed: true},
 }
 
 // Find returns the kind of a name.
