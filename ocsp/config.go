@@ -31,6 +31,12 @@ type Config struct {
 	// an answer for so long after the certificate was revoked. It never goes beyond the
 	// time at which the presigner has the next answer ready.
 	MaxAge time.Duration `yaml:"max_age"`
+	// CRLMaxAge is the max-age of CRLs, which are served under the paths of their URLs:
+	// how long HTTP caches may give an old one after a new one is there.
+	CRLMaxAge time.Duration `yaml:"crl_max_age"`
+	// CRLCacheBytes bounds the memory of the CRLs kept in the process. One larger than
+	// an eighth of it is passed on from Redis piece by piece.
+	CRLCacheBytes int64 `yaml:"crl_cache_bytes"`
 	// RedisTimeout is how long Redis may take for an answer; after it the cache answers
 	// or the client is told to try later.
 	RedisTimeout time.Duration `yaml:"redis_timeout"`
@@ -64,6 +70,7 @@ func DefaultConfig() Config {
 	return Config{
 		Listen: "127.0.0.1:8080", Path: "/", Namespace: DefaultNamespace,
 		CacheBytes: 256 << 20, CacheCheck: 10 * time.Minute, MaxAge: time.Hour,
+		CRLMaxAge: 5 * time.Minute, CRLCacheBytes: 64 << 20,
 		RedisTimeout: 500 * time.Millisecond, RedisPipelines: 2, RedisWaiting: 4096,
 		ChangesTimeout: 700 * time.Millisecond,
 		MaxConnections: 20_000, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
@@ -96,6 +103,7 @@ func (c Config) Validate() error {
 		`path must start and end with "/" and hold no escapes`)
 	require(ValidNamespace(c.Namespace), "namespace must be 1 to 32 letters, digits, '.', '_' or '-'")
 	require(c.CacheBytes >= 1<<20, "cache_bytes must be at least 1048576")
+	require(c.CRLCacheBytes >= 0, "crl_cache_bytes must not be negative")
 	require(c.RedisPipelines >= 1 && c.RedisPipelines <= 64, "redis_pipelines must be 1 to 64")
 	require(c.RedisWaiting >= 1, "redis_waiting must be at least 1")
 	require(c.MaxConnections >= 1, "max_connections must be at least 1")
@@ -106,6 +114,7 @@ func (c Config) Validate() error {
 	}{
 		{"cache_check", c.CacheCheck, time.Second, 24 * time.Hour},
 		{"max_age", c.MaxAge, 0, 7 * 24 * time.Hour},
+		{"crl_max_age", c.CRLMaxAge, 0, 7 * 24 * time.Hour},
 		{"redis_timeout", c.RedisTimeout, time.Millisecond, 10 * time.Second},
 		{"changes_timeout", c.ChangesTimeout, 300 * time.Millisecond, time.Minute},
 		{"read_timeout", c.ReadTimeout, 100 * time.Millisecond, time.Minute},

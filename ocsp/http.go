@@ -15,7 +15,13 @@ import (
 // ServeHTTP answers GET, HEAD and POST (RFC 6960 appendix A.1, RFC 9919 sections 5
 // and 6). It is a handler and no mux on purpose: base64 in a path holds "//", which
 // http.ServeMux would clean away.
+//
+// CRLs are told by the end of their path: base64 holds no dot.
 func (r *Responder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	if strings.HasSuffix(req.URL.Path, crlSuffix) {
+		r.crls.serve(w, req, r.deps.Now())
+		return
+	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	var der []byte

@@ -51,11 +51,13 @@ type keys struct {
 	changes string // STREAM of revocations and of changes of shared
 	leases  string // HASH of which presigner works on what
 	healing string // HASH of what was swept since Redis was last empty
+	crls    string // HASH of path → CRLInfo
+	crl     string // and a digest and a number: STRING of a piece of a CRL
 }
 
 func newKeys(namespace string) keys {
 	p := namespace + ":ocsp:"
-	return keys{shard: p + "s:", shared: p + "shared", changes: p + "changes", leases: p + "leases", healing: p + "healing"}
+	return keys{shard: p + "s:", shared: p + "shared", changes: p + "changes", leases: p + "leases", healing: p + "healing", crls: p + "crls", crl: p + "crl:"}
 }
 
 func (k *keys) shardKey(shard uint16) string {

@@ -46,6 +46,7 @@ type Responder struct {
 	cache   *cache
 	fetch   *fetcher
 	store   *Store
+	crls    *crlServer
 
 	directory atomic.Pointer[Directory]
 	shared    *Shared // what directory was made of; sharedMu guards it
@@ -69,6 +70,7 @@ func New(cfg Config, deps Deps) (*Responder, error) {
 	}
 	r.heard.Store(-int64(time.Hour)) // nothing was heard yet
 	r.fetch = newFetcher(nil, cfg.RedisWaiting, cfg.RedisTimeout, r.metrics)
+	r.crls = newCRLServer(cfg, deps.Registry)
 	r.watch(deps.Registry)
 	return r, nil
 }
@@ -81,7 +83,7 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = store.Close() }()
-	r.store, r.fetch.store = store, store
+	r.store, r.fetch.store, r.crls.store = store, store, store
 
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", r.cfg.Listen)
 	if err != nil {
