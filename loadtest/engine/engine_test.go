@@ -238,6 +238,28 @@ func TestTheWarmUpIsInTheSeriesAndNotInTheTotals(t *testing.T) {
 	})
 }
 
+func TestTheSeriesHoldsEveryAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, each := range []time.Duration{time.Millisecond, 50 * time.Millisecond, 1700 * time.Millisecond} {
+			rec := NewRecorder()
+			if err := Open(t.Context(), config(3*time.Second, 1000), schedule.Constant(100, schedule.Even).Arrivals(1), answer(each), rec); err != nil {
+				t.Fatal(err)
+			}
+			var asked, ok int64
+			s := rec.Snapshot(time.Now())
+			for _, p := range s.Series {
+				asked, ok = asked+p.Asked, ok+p.OK
+				if p.Seconds < 0.5 {
+					t.Errorf("%s: a point of %g s", each, p.Seconds)
+				}
+			}
+			if asked != 300 || ok != 300 {
+				t.Errorf("%s: the series has %d asked and %d answered of 300", each, asked, ok)
+			}
+		}
+	})
+}
+
 func TestClosedKeepsItsCallersBusyAndStopsAtTheBound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := NewRecorder()

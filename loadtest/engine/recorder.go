@@ -90,8 +90,25 @@ func (r *Recorder) finish(now time.Time) {
 	defer r.mu.Unlock()
 	r.finished = now
 	r.advance(now)
-	if r.current != (tally{}) {
+	switch {
+	case r.current == (tally{}):
+	case now.Sub(r.windowAt) < r.interval/2 && len(r.points) > 0:
+		r.mergeWindow()
+	default:
 		r.closeWindow(now)
+	}
+}
+
+// mergeWindow counts the last answers, which came just after the end, to the last
+// point: a rate over a few milliseconds would mean nothing.
+func (r *Recorder) mergeWindow() {
+	p := &r.points[len(r.points)-1]
+	p.Asked, p.OK, p.Failed = p.Asked+r.current.asked, p.OK+r.current.ok, p.Failed+r.current.failed
+	for kind, n := range r.kinds {
+		if p.Errors == nil {
+			p.Errors = map[string]int64{}
+		}
+		p.Errors[kind] += n
 	}
 }
 
