@@ -51,6 +51,16 @@ func (d *delivery) say(what []byte) {
 	}
 }
 
+// handBack gives the message to another signer, after the delay. After its last try it
+// leaves the queue: JetStream would keep it, and count it, until it is ten minutes old.
+func (d *delivery) handBack(delay time.Duration) {
+	if most := d.line.s.conn.Settings.MaxDeliver; most > 0 && d.tries >= uint64(most) {
+		d.say(ackTerm)
+		return
+	}
+	d.say(nak(delay))
+}
+
 // expired reports whether the header says that all callers have gone.
 func (d *delivery) expired(now time.Time) bool {
 	h := d.msg.Header.Get(queue.HeaderDeadline)
@@ -67,7 +77,7 @@ func (d *delivery) done() {
 	d.end()
 	d.endCommit()
 	if d.again.Load() {
-		d.say(nak(min(time.Duration(d.tries)*time.Second, 10*time.Second)))
+		d.handBack(min(time.Duration(d.tries)*time.Second, 10*time.Second))
 		return
 	}
 	d.say(ackDone)

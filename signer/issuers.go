@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -49,6 +50,26 @@ func (s *Signer) refresh(ctx context.Context) error {
 	}
 	s.retire(keep, trouble)
 	return nil
+}
+
+// mend makes the queue again where pulls are refused: a broker that keeps it in memory
+// has forgotten it after a restart, and people delete the wrong thing.
+func (s *Signer) mend(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for _, l := range s.allLines() {
+		if !l.refused.Swap(false) {
+			continue
+		}
+		err := queue.EnsureStreams(ctx, s.conn.JetStream, s.conn.Settings)
+		if err == nil {
+			err = queue.EnsureConsumers(ctx, s.conn.JetStream, s.conn.Settings, l.issuer.Name)
+		}
+		if err != nil {
+			l.refused.Store(true)
+			l.log.Warn("the queue cannot be made again yet", "error", err)
+		}
+	}
 }
 
 func active(i ledger.Issuer) bool { return i.State == "active" }

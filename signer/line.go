@@ -41,8 +41,9 @@ type line struct {
 	msgs  chan *nats.Msg
 	poke  chan struct{} // there may be room
 	again chan struct{} // the connection is new
-	turn  int
-	busy  atomic.Int64 // requests that are not signed yet
+	busy  atomic.Int64  // requests that are not signed yet
+	// refused is set when the broker refuses pulls: the queue may have to be made again.
+	refused atomic.Bool
 
 	stop   context.CancelFunc
 	work   sync.WaitGroup // the requests
@@ -225,7 +226,7 @@ func (l *line) handBack(m *nats.Msg) {
 	if lane := l.laneOf(m); lane != nil {
 		if d, ok := lane.answer(m, time.Now(), l.log.Debug); ok {
 			d.line = l
-			d.say(nak(0))
+			d.handBack(0)
 		}
 	}
 }
@@ -247,6 +248,9 @@ func (l *line) take(m *nats.Msg) {
 		return
 	}
 	d, ok := lane.answer(m, now, l.log.Warn)
+	if lane.refused {
+		l.refused.Store(true)
+	}
 	if !ok {
 		return
 	}
@@ -260,7 +264,7 @@ func (l *line) take(m *nats.Msg) {
 	}
 	if l.pick(nil) == nil {
 		// It was asked for before the tokens went away: another signer may have one.
-		d.say(nak(50 * time.Millisecond))
+		d.handBack(50 * time.Millisecond)
 		return
 	}
 	if err := l.unseal(d, lane); err != nil {

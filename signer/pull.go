@@ -16,6 +16,9 @@ import (
 const (
 	pullExpiry = 5 * time.Second
 	pullBody   = `{"batch":1,"expires":5000000000}`
+	// pullNow is for a lane that is known to have more: it is answered at once, with a
+	// message, or with 404 where another signer was quicker.
+	pullNow = `{"batch":1,"no_wait":true}`
 	// pullGrace is how long after its expiry a pull without an answer counts as lost.
 	pullGrace = time.Second
 	// pullPause is the wait after the broker has refused a pull.
@@ -33,10 +36,12 @@ type lane struct {
 	inbox    string // where they come
 	sub      *nats.Subscription
 
-	pulling bool      // a pull is unanswered: nothing was waiting when it was sent
+	pulling bool      // a pull is unanswered
 	expires time.Time // when the pull counts as lost
 	rest    time.Time // not before
 	backlog bool      // more was waiting when the last message was sent
+	refused bool      // the last pull was
+	turn    int       // pulls sent with a backlog
 }
 
 // openLanes subscribes an inbox for each priority; all deliver into msgs.
@@ -54,22 +59,32 @@ func openLanes(nc *nats.Conn, issuer string, msgs chan *nats.Msg) (lanes []*lane
 	return lanes, nil
 }
 
-// ask sends pulls, highest priority first. A lane that is pulling already is known to
-// be empty, so the next one may ask too; one with a backlog keeps those below it
-// waiting, but for every lowerTurn-th time.
+// ask sends pulls, highest priority first. A lane whose pull waits at the broker is
+// empty, so the next one may ask too; one with a backlog keeps those below it waiting,
+// but for every lowerTurn-th time.
 func (l *line) ask(now time.Time) {
 	for _, lane := range l.lanes {
-		if lane.pulling && now.Before(lane.expires) || now.Before(lane.rest) {
+		if now.Before(lane.rest) {
 			continue
 		}
-		if err := l.s.conn.NATS.PublishRequest(lane.pull, lane.inbox, []byte(pullBody)); err != nil {
+		if lane.pulling && now.Before(lane.expires) {
+			if lane.backlog {
+				return // its next message is on the way
+			}
+			continue
+		}
+		body, wait := pullBody, pullExpiry+pullGrace
+		if lane.backlog {
+			body, wait = pullNow, pullGrace
+		}
+		if err := l.s.conn.NATS.PublishRequest(lane.pull, lane.inbox, []byte(body)); err != nil {
 			lane.rest = now.Add(pullPause)
 			continue
 		}
 		l.s.metrics.pulls.Inc()
-		lane.pulling, lane.expires = true, now.Add(pullExpiry+pullGrace)
+		lane.pulling, lane.expires = true, now.Add(wait)
 		if lane.backlog {
-			if l.turn++; l.turn%lowerTurn != 0 {
+			if lane.turn++; lane.turn%lowerTurn != 0 {
 				return
 			}
 		}
@@ -89,13 +104,17 @@ func (lane *lane) answer(m *nats.Msg, now time.Time, log func(string, ...any)) (
 		lane.pulling = true
 		return nil, false
 	case "404", "408": // nothing came
-		lane.backlog = false
+		lane.backlog, lane.refused = false, false
 		return nil, false
 	default: // JetStream is away, the consumer has gone, too many pulls
 		lane.backlog, lane.rest = false, now.Add(pullPause)
-		log("a pull was refused", "consumer", lane.pull, "status", status, "description", m.Header.Get("Description"))
+		if !lane.refused {
+			log("pulls are refused", "consumer", lane.pull, "status", status, "description", m.Header.Get("Description"))
+		}
+		lane.refused = true
 		return nil, false
 	}
+	lane.refused = false
 	meta, err := m.Metadata()
 	if err != nil {
 		log("a message without JetStream's metadata", "subject", m.Subject, "error", err)

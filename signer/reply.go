@@ -28,17 +28,19 @@ func (l *line) finish(d *delivery, r *queuev1.SignRequest, res *queuev1.SignResu
 	case err != nil:
 		l.log.Debug("a request failed", "profile", r.GetProfile(), "caller", r.GetCaller().GetId(), "kind", kind, "error", err)
 	}
+	late := errors.Is(err, errTooLate)
+	if late {
+		l.s.metrics.expired.Inc()
+	}
 	if r.GetOrderId() != "" {
-		l.settleOrder(d, r, err)
+		if err != nil && !late { // a late one is queued again by the sweep
+			l.settleOrder(d, r, err)
+		}
 		l.complete(d)
 		return
 	}
 	if err != nil {
 		res = &queuev1.SignResult{RequestKey: r.GetRequestKey(), CsrSha256: r.GetCsrSha256(), Failure: problem.ToFailure(err)}
-	}
-	late := errors.Is(err, errTooLate)
-	if late {
-		l.s.metrics.expired.Inc()
 	}
 	if d.reply == "" || late {
 		l.complete(d) // nobody waits
@@ -54,11 +56,9 @@ func (l *line) complete(d *delivery) {
 }
 
 // settleOrder writes the failure of an order that trying again would not mend. Other
-// failures are left to the next delivery, and after the last to the sweep.
+// failures are left to the next delivery, and after the last to the sweep. An order
+// without a failure has the certificate under its request key.
 func (l *line) settleOrder(d *delivery, r *queuev1.SignRequest, err error) {
-	if err == nil {
-		return // the order has the certificate under its request key
-	}
 	switch problem.KindOf(err) {
 	case problem.Unavailable, problem.Overloaded:
 		d.again.Store(true)

@@ -150,6 +150,7 @@ func (s *Signer) serveIssuers(ctx context.Context, retry []hsm.Config) error {
 			settled = s.settle(ctx) == nil
 		}
 		if settled {
+			s.mend(ctx)
 			retry = s.reopen(ctx, retry)
 			if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the issuers could not be refreshed", "error", err)

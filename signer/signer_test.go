@@ -298,6 +298,72 @@ func TestAnOrderOutlivesALedgerThatWasAway(t *testing.T) {
 	w.drained()
 }
 
+// What cannot be done in max_deliver tries leaves the queue: its bound is for what a
+// signer may still take.
+func TestWhatIsTriedForTheLastTimeLeavesTheQueue(t *testing.T) {
+	w := newWorld(t)
+	w.cfg.NATS.MaxDeliver = 2
+	c := &troubled{}
+	c.left.Store(1 << 30)
+	s := w.startWith(func(p *parts, _ *[]Token) {
+		c.Committer = p.committer
+		p.committer = c
+	})
+	r := w.request("a")
+	r.OrderId, r.DeadlineUnixMs = "00000000-0000-4000-8000-000000000000", 0
+	w.send(queue.Batch, r)
+	eventually(t, "it was tried twice", func() bool { return s.value("certmill_signer_messages_total") == 2 })
+	w.drained()
+}
+
+// After an outage the queue is full of orders that came too late: each is dropped at
+// once, without a look into the ledger, since the sweep queues it again.
+func TestALateOrderIsDroppedAtOnce(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	for _, seen := range []bool{false, true} {
+		r := w.request("late")
+		r.OrderId, r.Seen, r.DeadlineUnixMs = "00000000-0000-4000-8000-000000000000", seen, time.Now().Add(-time.Second).UnixMilli()
+		w.send(queue.Batch, r)
+	}
+	w.drained()
+	if n := s.value("certmill_signer_messages_total"); n != 2 {
+		t.Errorf("2 late messages were handed out %g times", n)
+	}
+	if n := s.value("certmill_signer_lookups_total"); n != 0 {
+		t.Errorf("%g looks into the ledger", n)
+	}
+	if n := s.value("certmill_signer_expired_total"); n != 2 {
+		t.Errorf("%g requests are counted as expired, want 2", n)
+	}
+	w.certificate(w.one(w.request("b")))
+}
+
+// A broker that keeps the queue in memory forgets it when it restarts, and people
+// delete the wrong thing.
+func TestTheQueueIsMadeAgainWhenItIsGone(t *testing.T) {
+	w := newWorld(t)
+	s := w.start()
+	w.certificate(w.one(w.request("a")))
+	js := w.conn.JetStream
+	for what, remove := range map[string]func() error{
+		"consumer": func() error {
+			return js.DeleteConsumer(bounded(t), queue.SignStream, queue.SignConsumer("issuing", queue.First))
+		},
+		"stream": func() error { return js.DeleteStream(bounded(t), queue.SignStream) },
+	} {
+		w.check(remove())
+		eventually(t, "the "+what+" is there again", func() bool {
+			_, err := js.Consumer(bounded(t), queue.SignStream, queue.SignConsumer("issuing", queue.First))
+			return err == nil
+		})
+		w.certificate(w.one(w.request(what)))
+	}
+	if err := s.Ready(); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
+}
+
 func TestNoWorkIsTakenWhileTheLedgerIsAway(t *testing.T) {
 	w := newWorld(t)
 	b := &book{Ledger: w.book}
@@ -587,6 +653,48 @@ func TestHigherPriorityGoesFirstAndStarvesNobody(t *testing.T) {
 	}
 	if lowBefore < 2 || lowBefore > n/3 {
 		t.Errorf("%d of %d low ones before the last high one: %v", lowBefore, n, order)
+	}
+}
+
+// The same with requests at work beside each other, where every signature that is made
+// has the line ask again, and with all three priorities.
+func TestPrioritiesHoldWhileManyAreAtWork(t *testing.T) {
+	w := newWorld(t)
+	const n = 150
+	var order []string
+	var mu sync.Mutex
+	s := w.startWith(func(p *parts, _ *[]Token) {
+		real := p.newPreparer
+		p.newPreparer = func(i ledger.Issuer, public crypto.PublicKey) (preparer, error) {
+			inner, err := real(i, public)
+			return noting{inner, func(uri string) {
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, uri[strings.LastIndexByte(uri, '/')+1:])
+			}}, err
+		}
+	})
+	s.gate.shut.Store(true) // the pulls that are out bring one of each
+	for i := range n {
+		w.send(queue.Batch, w.request("low"+name(i)))
+		w.send(queue.Renewal, w.request("mid"+name(i)))
+		w.send(queue.First, w.request("high"+name(i)))
+	}
+	s.gate.shut.Store(false)
+	w.await(3 * n)
+	mu.Lock()
+	defer mu.Unlock()
+	last, before := 0, map[string]int{}
+	for i, who := range order {
+		if strings.HasPrefix(who, "high") {
+			last = i
+		}
+	}
+	for _, who := range order[:last] {
+		before[who[:3]]++
+	}
+	if before["mid"] < n/16 || before["mid"] > n/4 || before["low"] < 2 || before["low"] > n/8 {
+		t.Errorf("before the last high one: %d mid and %d low of %d each", before["mid"], before["low"], n)
 	}
 }
 

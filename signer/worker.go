@@ -20,9 +20,10 @@ import (
 // certificate already, and sets the others to work.
 func (l *line) serveKnown(d *delivery) {
 	defer l.work.Done()
+	now := time.Now()
 	var keys []ledger.RequestKey
 	for _, r := range d.batch.Requests {
-		if mayBeKnown(d, r) {
+		if l.mayBeKnown(d, r, now) {
 			keys = append(keys, ledger.RequestKey(r.RequestKey))
 		}
 	}
@@ -34,7 +35,7 @@ func (l *line) serveKnown(d *delivery) {
 		l.s.gate.note(err)
 	}
 	for _, r := range d.batch.Requests {
-		if !mayBeKnown(d, r) {
+		if !l.mayBeKnown(d, r, now) {
 			go l.serve(d, r)
 			continue
 		}
@@ -56,8 +57,8 @@ func (l *line) serveKnown(d *delivery) {
 var errOtherCSR = &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "same_csr",
 	Detail: "this request id was used with another CSR; a new CSR needs a new request id"}
 
-func mayBeKnown(d *delivery, r *queuev1.SignRequest) bool {
-	return (d.tries > 1 || r.GetSeen()) && queue.CheckRequest(r, d.line.issuer.Name) == nil
+func (l *line) mayBeKnown(d *delivery, r *queuev1.SignRequest, now time.Time) bool {
+	return (d.tries > 1 || r.GetSeen()) && l.timely(r, now) == nil && queue.CheckRequest(r, l.issuer.Name) == nil
 }
 
 // conclude ends a request that needed no signature.
@@ -118,7 +119,7 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 	if time.Duration(r.ReuseSeconds)*time.Second > ledger.MaxReuse {
 		return nil, problem.Rejected("reuse_seconds", "max_reuse", "a request key stands for at most %s", ledger.MaxReuse)
 	}
-	if err := w.timely(start); err != nil {
+	if err := l.timely(r, start); err != nil {
 		return nil, err
 	}
 	ctx, traced := queue.WithTraceParent(w.d.ctx, r.Traceparent)
@@ -155,9 +156,9 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 }
 
 // timely fails when what is left of the request's deadline is not worth a signature.
-func (w *walk) timely(now time.Time) error {
-	ms := w.r.DeadlineUnixMs
-	if ms != 0 && now.Add(w.line.s.cfg.DeadlineSlack).UnixMilli() > ms {
+func (l *line) timely(r *queuev1.SignRequest, now time.Time) error {
+	ms := r.GetDeadlineUnixMs()
+	if ms != 0 && now.Add(l.s.cfg.DeadlineSlack).UnixMilli() > ms {
 		return errTooLate
 	}
 	return nil
@@ -176,7 +177,7 @@ func (w *walk) prepareAndSign(ctx context.Context, traced bool, request *profile
 			return ledger.Certificate{}, problem.Down("hsm", time.Second, nil)
 		}
 		cert, err := w.signOn(ctx, traced, s, request)
-		if err == nil || try == 2 || !tokensFault(err) || w.timely(time.Now()) != nil || ctx.Err() != nil {
+		if err == nil || try == 2 || !tokensFault(err) || l.timely(w.r, time.Now()) != nil || ctx.Err() != nil {
 			return cert, err
 		}
 		l.s.metrics.retries.Inc()
