@@ -111,14 +111,16 @@ type CRLClaim struct {
 
 // ClaimCRL reserves the next number of a shard for maker until the claim ends, if
 // nobody else has it and seen is still the number published. ok is false otherwise.
+// Numbers keep up with the time in Unix milliseconds, so that they go on rising when
+// the ledger is restored from a backup.
 func (l *Ledger) ClaimCRL(ctx context.Context, set int32, shard int, seen int64, maker string, d time.Duration) (c CRLClaim, ok bool, err error) {
 	c = CRLClaim{Set: set, Shard: shard, maker: maker}
 	now := l.now()
 	// Run again after a lost answer it reserves another number, which does no harm.
 	err = l.retry(ctx, func(ctx context.Context) error {
-		rows, err := l.write.Query(ctx, `UPDATE crls SET reserved = reserved + 1, maker = $4, claimed_till = $5
+		rows, err := l.write.Query(ctx, `UPDATE crls SET reserved = greatest(reserved + 1, $7), maker = $4, claimed_till = $5
 			WHERE crl_set = $1 AND shard = $2 AND number = $3 AND (claimed_till IS NULL OR claimed_till < $6 OR maker = $4)
-			RETURNING reserved`, set, shard, seen, maker, now.Add(d), now)
+			RETURNING reserved`, set, shard, seen, maker, now.Add(d), now, now.UnixMilli())
 		if err != nil {
 			return err
 		}

@@ -43,9 +43,11 @@ type desk struct {
 // atDesk opens the ledger and, withToken, the first token, for work.
 func atDesk(ctx context.Context, s roles.Source, withToken bool, work func(*desk) error) (err error) {
 	d := &desk{}
-	if d.cfg, err = roles.LoadSigner(s); err != nil {
+	whole, err := roles.LoadSigner(s)
+	if err != nil {
 		return usageError{err}
 	}
+	d.cfg = whole.Config
 	d.cfg.Ledger.MaxConnections = 2
 	if d.book, err = ledger.Open(ctx, d.cfg.Ledger, ledger.Deps{}); err != nil {
 		return err

@@ -87,16 +87,16 @@ func (m *Maker) make(ctx context.Context, t *task, claim ledger.CRLClaim, url st
 	return made, err
 }
 
-// header fills in all but the entries. thisUpdate never goes back, though clocks of
-// signers differ.
+// header fills in all but the entries. thisUpdate always rises, though clocks of
+// signers differ: HTTP's Last-Modified is made of it.
 func (m *Maker) header(t *task, issuer *x509.Certificate, number int64) *Header {
 	now := m.deps.Now().UTC().Truncate(time.Second)
 	h := &Header{
 		Issuer: issuer.RawSubject, AuthorityKeyID: issuer.SubjectKeyId, Algorithm: t.key.Algorithm(), Number: number,
 		ThisUpdate: now.Add(-m.cfg.Backdate), NextUpdate: now.Add(m.cfg.Validity),
 	}
-	if h.ThisUpdate.Before(t.crl.ThisUpdate) {
-		h.ThisUpdate = t.crl.ThisUpdate
+	if !h.ThisUpdate.After(t.crl.ThisUpdate) {
+		h.ThisUpdate = t.crl.ThisUpdate.Add(time.Second)
 	}
 	if h.NextUpdate.After(issuer.NotAfter) {
 		h.NextUpdate = issuer.NotAfter

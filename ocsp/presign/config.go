@@ -56,6 +56,8 @@ type Config struct {
 	// RevocationPoll is how often the ledger is asked for revocations whose event did
 	// not arrive. It bounds the delay of a revocation while NATS is down.
 	RevocationPoll time.Duration `yaml:"revocation_poll"`
+	// CRLPoll is how often the ledger is asked for new CRLs, which are brought to Redis.
+	CRLPoll time.Duration `yaml:"crl_poll"`
 	// HealthPoll is how often Redis is asked whether it was restarted, has failed over
 	// or was emptied.
 	HealthPoll time.Duration `yaml:"health_poll"`
@@ -85,7 +87,7 @@ func DefaultConfig() Config {
 		Validity:  24 * time.Hour, Backdate: 5 * time.Minute, RefreshAt: 0.5, Spread: 0.15,
 		Concurrency: 8, CheckShare: 0.01,
 		SweepInterval: 10 * time.Minute, SweepRate: 4000, SweepPage: 1000,
-		RevocationPoll: 400 * time.Millisecond, HealthPoll: time.Second, SharedPoll: 5 * time.Second,
+		RevocationPoll: 400 * time.Millisecond, CRLPoll: time.Second, HealthPoll: time.Second, SharedPoll: 5 * time.Second,
 		Lease: 6 * time.Second, EventHandlers: 4, RedisTimeout: 2 * time.Second,
 		Redis:     config.Redis{Addresses: []string{"127.0.0.1:6379"}},
 		NATS:      config.DefaultNATS(),
@@ -118,6 +120,7 @@ func (c Config) Validate() error {
 		{"backdate", c.Backdate, 0, time.Hour},
 		{"sweep_interval", c.SweepInterval, 10 * time.Millisecond, 24 * time.Hour},
 		{"revocation_poll", c.RevocationPoll, 10 * time.Millisecond, time.Minute},
+		{"crl_poll", c.CRLPoll, 10 * time.Millisecond, time.Minute},
 		{"health_poll", c.HealthPoll, 10 * time.Millisecond, time.Minute},
 		{"shared_poll", c.SharedPoll, 10 * time.Millisecond, time.Minute},
 		{"lease", c.Lease, 300 * time.Millisecond, 5 * time.Minute},

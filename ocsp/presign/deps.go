@@ -43,6 +43,8 @@ type KeyFunc func(ctx context.Context, uri string, public crypto.PublicKey) (Con
 // Deps are the parts that a Presigner works with. Ledger is required.
 type Deps struct {
 	Ledger Ledger
+	// CRLs are brought to Redis; nil where there are none.
+	CRLs CRLs
 	// Queue brings the events; nil leaves the ledger alone to be asked.
 	Queue *queue.Conn
 	// Key finds pkcs11: keys; nil where all keys are files ("file:/path/to/key.pem").

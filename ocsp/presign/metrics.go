@@ -16,6 +16,7 @@ type metrics struct {
 	forged        prometheus.Counter
 	eventSeconds  *prometheus.HistogramVec
 	losses        prometheus.Counter
+	crls          prometheus.Counter
 	mismatches    *prometheus.CounterVec
 
 	sweepExamined, sweepTotal, sweepRunning, sweepLeft prometheus.Gauge
@@ -67,6 +68,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		failures:      map[source]prometheus.Counter{},
 		badSignatures: counter("bad_signatures_total", "Signatures that were wrong when they were checked. Any is a defect of the key's token."),
 		forged:        counter("forged_events_total", "Events without a valid authentication code."),
+		crls:          counter("crls_total", "CRLs brought from the ledger to Redis."),
 		losses:        counter("redis_losses_total", "Times at which Redis was found restarted, failed over or emptied."),
 		mismatches:    vec("mismatches_total", "Differences between ledger and Redis that the sweep has found.", "kind"),
 		signSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "certmill_presign_sign_seconds", Help: "Duration of the signatures of one record.",

@@ -79,6 +79,9 @@ func (p *Presigner) Run(ctx context.Context) error {
 	} {
 		group.Go(func() error { loop(ctx); return nil })
 	}
+	if p.deps.CRLs != nil {
+		group.Go(func() error { p.keepCRLs(ctx); return nil })
+	}
 	if p.deps.Queue != nil {
 		group.Go(func() error { p.consume(ctx, issuedConsumer(p.cfg), p.handleIssued); return nil })
 		group.Go(func() error { p.consume(ctx, revokedConsumer(p.cfg), p.handleRevoked); return nil })

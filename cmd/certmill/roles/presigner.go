@@ -71,7 +71,7 @@ func runPresigner(ctx context.Context, cfg PresignerConfig, tel *telemetry.Telem
 		return err
 	}
 	defer closeQueue(ctx, conn)
-	deps := presign.Deps{Ledger: book, Queue: conn, Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}
+	deps := presign.Deps{Ledger: book, CRLs: book, Queue: conn, Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}
 	tokens := &tokens{configs: cfg.Tokens, deps: hsm.Deps{Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}}
 	defer tokens.close(ctx)
 	if len(cfg.Tokens) > 0 {
