@@ -16,7 +16,8 @@ type Clock interface {
 
 // SystemClock is the machine's clock. It sleeps in the kernel, on the thread of the
 // caller: Go's own timers wake an idle program up to a millisecond late, since they
-// end in epoll_wait, and a spinning wait would burn one of two cores.
+// end in epoll_wait, and a spinning wait would burn one of two cores. A timerfd in Go's
+// poller is as precise and costs as much.
 type SystemClock struct{}
 
 // Now returns time.Now.
