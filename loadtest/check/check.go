@@ -9,19 +9,13 @@
 package check
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
-	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/crypto/ocsp"
 
 	"github.com/certmill/certmill/loadtest/target"
 )
@@ -69,7 +63,6 @@ type Checker struct {
 	serials *SerialSet
 
 	mu      sync.Mutex
-	seen    int64
 	offered float64
 	summary Summary
 }
@@ -221,161 +214,4 @@ func decode(data []byte) [][]byte {
 		}
 		out = append(out, block.Bytes)
 	}
-}
-
-func (c *Checker) certificate(i item, chain [][]byte) error {
-	if len(chain) == 0 {
-		return errors.New("no certificate in the answer")
-	}
-	serial, err := Serial(chain[0])
-	if err != nil {
-		return err
-	}
-	if c.serials.Add(serial) {
-		return fmt.Errorf("serial %x was in an earlier answer of this run", serial)
-	}
-	if !i.full {
-		return nil
-	}
-	leaf, err := x509.ParseCertificate(chain[0])
-	if err != nil {
-		return fmt.Errorf("the certificate cannot be parsed: %w", err)
-	}
-	issuer, chainErr := c.chain(leaf, chain[1:], i.at)
-	return errors.Join(c.key(leaf, i), c.names(leaf, i), c.lifetime(leaf, i.at), chainErr, c.row(leaf), c.newStatus(leaf, issuer))
-}
-
-func (c *Checker) key(leaf *x509.Certificate, i item) error {
-	if !bytes.Equal(leaf.RawSubjectPublicKeyInfo, i.request.CSR.SPKI) {
-		return errors.New("the key is not the one of the CSR")
-	}
-	return nil
-}
-
-func (c *Checker) names(leaf *x509.Certificate, i item) error {
-	if c.cfg.AnyNames {
-		return nil
-	}
-	want := slices.Clone(c.cfg.Names)
-	if len(want) == 0 {
-		want = append(append(want, i.request.CSR.DNSNames...), i.request.CSR.URIs...)
-	}
-	got := slices.Clone(leaf.DNSNames)
-	for _, u := range leaf.URIs {
-		got = append(got, u.String())
-	}
-	for _, ip := range leaf.IPAddresses {
-		got = append(got, ip.String())
-	}
-	got = append(got, leaf.EmailAddresses...)
-	slices.Sort(want)
-	slices.Sort(got)
-	if !slices.Equal(got, want) {
-		return fmt.Errorf("the names are %s, not %s", strings.Join(got, ", "), strings.Join(want, ", "))
-	}
-	return nil
-}
-
-func (c *Checker) lifetime(leaf *x509.Certificate, at time.Time) error {
-	if at.Before(leaf.NotBefore) || !at.Before(leaf.NotAfter) {
-		return fmt.Errorf("valid from %s to %s, which is not now (%s)", leaf.NotBefore.Format(time.RFC3339), leaf.NotAfter.Format(time.RFC3339), at.Format(time.RFC3339))
-	}
-	if c.cfg.Lifetime == 0 {
-		return nil
-	}
-	const slack = time.Minute // the request's own time, and whole seconds
-	got := leaf.NotAfter.Sub(at)
-	least := time.Duration(float64(c.cfg.Lifetime) * (1 - c.cfg.LifetimeLess))
-	if got < least-slack || got > c.cfg.Lifetime+slack {
-		return fmt.Errorf("lives for %s, not %s", got.Round(time.Second), c.cfg.Lifetime)
-	}
-	return nil
-}
-
-// chain verifies up to a root and returns the issuer, if it is known.
-func (c *Checker) chain(leaf *x509.Certificate, rest [][]byte, at time.Time) (issuer *x509.Certificate, err error) {
-	pool := x509.NewCertPool()
-	for k, der := range rest {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d of the chain cannot be parsed: %w", k+2, err)
-		}
-		if k == 0 {
-			issuer = cert
-		}
-		pool.AddCert(cert)
-	}
-	if c.cfg.Roots == nil {
-		return issuer, nil
-	}
-	_, err = leaf.Verify(x509.VerifyOptions{Roots: c.cfg.Roots, Intermediates: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		err = fmt.Errorf("the chain does not verify: %w", err)
-	}
-	return issuer, err
-}
-
-func (c *Checker) row(leaf *x509.Certificate) error {
-	if c.cfg.Row == nil {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
-	defer cancel()
-	der, err := c.cfg.Row(ctx, leaf.SerialNumber)
-	if err != nil {
-		return fmt.Errorf("looking for it in the ledger: %w", err)
-	}
-	if !bytes.Equal(der, leaf.Raw) {
-		return errors.New("the ledger holds another certificate under this serial")
-	}
-	return nil
-}
-
-// newStatus waits until the new certificate's status is good.
-func (c *Checker) newStatus(leaf, issuer *x509.Certificate) error {
-	if c.cfg.Status == nil {
-		return nil
-	}
-	if issuer == nil {
-		return errors.New("the answer holds no issuer to ask for the OCSP status of")
-	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.StatusWithin)
-	defer cancel()
-	for {
-		der, err := c.cfg.Status(ctx, leaf.SerialNumber, issuer)
-		if err == nil {
-			err = goodStatus(der, leaf.SerialNumber, issuer, c.cfg.Now())
-		}
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("no good OCSP status within %s: %w", c.cfg.StatusWithin, err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// status checks an OCSP target's answer.
-func (c *Checker) status(i item) error {
-	if !i.full {
-		return nil
-	}
-	return goodStatus(i.answer.OCSP, i.request.Status.Serial, c.cfg.Issuer, i.at)
-}
-
-func goodStatus(der []byte, serial *big.Int, issuer *x509.Certificate, now time.Time) error {
-	res, err := ocsp.ParseResponse(der, issuer)
-	switch {
-	case err != nil:
-		return fmt.Errorf("the OCSP answer: %w", err)
-	case res.SerialNumber.Cmp(serial) != 0:
-		return fmt.Errorf("the OCSP answer is for serial %x, not %x", res.SerialNumber, serial)
-	case res.Status != ocsp.Good:
-		return fmt.Errorf("the OCSP status of %x is not good but %d", serial, res.Status)
-	case now.Before(res.ThisUpdate) || (!res.NextUpdate.IsZero() && !now.Before(res.NextUpdate)):
-		return fmt.Errorf("the OCSP answer is valid from %s to %s, which is not now", res.ThisUpdate.Format(time.RFC3339), res.NextUpdate.Format(time.RFC3339))
-	}
-	return nil
 }

@@ -62,7 +62,12 @@ func provisionerSigner(c Config) (jose.Signer, error) {
 		if err != nil {
 			return nil, err
 		}
-		jwe, err := jose.ParseEncrypted(strings.TrimSpace(string(data)),
+		// ca.json holds the compact form, `step crypto jwk create` writes JSON.
+		parse := jose.ParseEncryptedCompact
+		if strings.HasPrefix(strings.TrimSpace(string(data)), "{") {
+			parse = jose.ParseEncryptedJSON
+		}
+		jwe, err := parse(strings.TrimSpace(string(data)),
 			[]jose.KeyAlgorithm{jose.PBES2_HS256_A128KW}, []jose.ContentEncryption{jose.A128GCM, jose.A256GCM, jose.A128CBC_HS256})
 		if err != nil {
 			return nil, err

@@ -426,8 +426,11 @@ func TestStep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.ProvisionerKeyFile, c.ProvisionerPasswordFile = file(t, "jwe", compact), file(t, "password", "secret\n")
-	hammer(t, open(t, "step", c), c.CAFile)
+	c.ProvisionerPasswordFile = file(t, "password", "secret\n")
+	for _, text := range []string{compact, jwe.FullSerialize()} {
+		c.ProvisionerKeyFile = file(t, "jwe", text)
+		hammer(t, open(t, "step", c), c.CAFile)
+	}
 	c.Provisioner = "other"
 	fails(t, open(t, "step", c), &target.Request{CSR: csrs(t).Get(0), Deadline: time.Now().Add(10 * time.Second)}, "http_401")
 }
