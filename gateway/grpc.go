@@ -2,6 +2,9 @@ package gateway
 
 import (
 	"context"
+	"errors"
+	"io"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -12,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
 	"github.com/certmill/certmill/internal/problem"
@@ -47,43 +51,68 @@ type grpcAPI struct {
 	service  *service
 	auth     *authenticator
 	observer *observer
+	// unguarded counts the calls of methods that are not listed.
+	unguarded *limiter
 }
+
+// streamWindow is what a caller may send before anybody reads, per stream: the least
+// that gRPC allows, which holds most requests. connWindow is what may be on its way to
+// a whole connection, whose bytes are taken off the wire whether somebody reads or not.
+const (
+	streamWindow = 64 << 10
+	connWindow   = 1 << 20
+)
 
 // newGRPCServer makes the server with all its services. Its health says NOT_SERVING
 // until the gateway is ready.
 func newGRPCServer(a *grpcAPI, tls credentials.TransportCredentials) (*grpc.Server, *health.Server) {
 	l := &a.service.cfg.Limits
+	a.unguarded = newLimiter("unguarded", maxUnguarded, l.RetryAfter)
 	server := grpc.NewServer(
 		grpc.Creds(tls),
 		grpc.InTapHandle(a.tap),
-		grpc.UnaryInterceptor(a.unary),
 		grpc.StreamInterceptor(a.stream),
 		grpc.MaxRecvMsgSize(int(l.MaxBatchBytes)),
 		grpc.MaxSendMsgSize(64<<20), // a batch of 256 with chains
 		grpc.MaxConcurrentStreams(uint32(l.MaxConcurrentStreams)),
 		grpc.MaxHeaderListSize(uint32(l.MaxHeaderBytes)),
+		// A message is held whole only once its caller is known; until then a stream
+		// holds this much, which does not grow.
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.ConnectionTimeout(l.HeaderTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: l.IdleTimeout, Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 	)
 	h := health.NewServer()
 	h.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
-	healthv1.RegisterHealthServer(server, h)
-	certmillv1.RegisterCertificateAuthorityServer(server, &authorityServer{api: a})
-	certmillv1.RegisterOperationsServer(server, &operationsServer{service: a.service})
+	a.register(server, &healthv1.Health_ServiceDesc, h)
+	a.register(server, &certmillv1.CertificateAuthority_ServiceDesc, &authorityServer{api: a})
+	a.register(server, &certmillv1.Operations_ServiceDesc, &operationsServer{service: a.service})
 	reflection.Register(server)
 	return server, h
 }
 
+// maxUnguarded bounds the calls of health and reflection, whose messages are taken in
+// for anybody.
+const maxUnguarded = 100
+
 // tap refuses at the in-flight bound before a message is read or a goroutine started.
-// It only looks; the interceptor takes the place.
+// It only looks; the interceptor takes the place. Unguarded calls have places of their
+// own, which end with the stream.
 func (a *grpcAPI) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	m, ok := methods[info.FullMethodName]
-	if !ok || m.unbounded || !a.service.inFlight.full() {
-		return ctx, nil
+	switch {
+	case !ok:
+		if err := a.unguarded.acquire(1); err != nil {
+			return nil, problem.ToStatus(err).Err()
+		}
+		context.AfterFunc(ctx, func() { a.unguarded.release(1) })
+	case !m.unbounded && a.service.inFlight.full():
+		a.observer.metrics.observe(m.route, problem.Overloaded, 0)
+		return nil, problem.ToStatus(a.service.inFlight.refusal()).Err()
 	}
-	a.observer.metrics.observe(m.route, problem.Overloaded, 0)
-	return nil, problem.ToStatus(a.service.inFlight.refusal()).Err()
+	ctx, cancel := context.WithCancel(ctx) // ends with the stream's own
+	return context.WithValue(ctx, lateKey{}, &late{cancel}), nil
 }
 
 type exchangeKey struct{}
@@ -91,20 +120,64 @@ type exchangeKey struct{}
 // exchangeOf returns the call's exchange. Every guarded method has one.
 func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }
 
-func (a *grpcAPI) unary(ctx context.Context, in any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (out any, err error) {
-	m, ok := methods[info.FullMethod]
-	if !ok {
-		return handler(ctx, in)
+// register adds a service. Its methods of one message are added as streams, which on
+// the wire is the same: grpc-go would read a whole message, of 2 MiB if it must be,
+// before the first interceptor hears of the call, and anybody could make it hold as
+// many as there are streams.
+func (a *grpcAPI) register(server *grpc.Server, service *grpc.ServiceDesc, implementation any) {
+	d := *service
+	d.Methods, d.Streams = nil, slices.Clone(service.Streams)
+	for _, m := range service.Methods {
+		d.Streams = append(d.Streams, grpc.StreamDesc{StreamName: m.MethodName, Handler: a.oneMessage(m), ServerStreams: true, ClientStreams: true})
 	}
-	ctx, x := a.begin(ctx, m.route)
-	out, err = a.serveUnary(ctx, x, m, in, handler)
-	x.end(ctx, err)
-	_ = grpc.SetHeader(ctx, metadata.Pairs("request-id", x.requestID)) // fails only when it was sent
-	if err != nil {
-		return nil, problem.ToStatus(err).Err()
-	}
-	return out, nil
+	server.RegisterService(&d, implementation)
 }
+
+// oneMessage serves a method that takes one message and answers with one. It runs
+// inside of stream, which has the caller's place and name.
+func (a *grpcAPI) oneMessage(m grpc.MethodDesc) grpc.StreamHandler {
+	return func(server any, stream grpc.ServerStream) error {
+		ctx := stream.Context()
+		out, err := m.Handler(server, ctx, func(in any) error { return a.receive(stream, in) }, nil)
+		if x, ok := ctx.Value(exchangeKey{}).(*exchange); ok {
+			_ = stream.SetHeader(metadata.Pairs("request-id", x.requestID)) // fails only when it was sent
+		}
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg(out)
+	}
+}
+
+// receive reads the message of a call, within the time that a body over HTTP has.
+func (a *grpcAPI) receive(stream grpc.ServerStream, in any) error {
+	ctx := stream.Context()
+	l, _ := ctx.Value(lateKey{}).(*late)
+	if l == nil { // no tap: not from a connection
+		return stream.RecvMsg(in)
+	}
+	timer := time.AfterFunc(a.service.cfg.Limits.ReadTimeout, l.cancel)
+	err := stream.RecvMsg(in)
+	onTime := timer.Stop()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, io.EOF):
+		return problem.Rejected("message", "required", "the call ended without a message")
+	case !onTime:
+		return &problem.Error{Kind: problem.Invalid, Field: "message", Rule: "read_timeout", Detail: "the message came too slowly", Cause: err}
+	case ctx.Err() != nil:
+		return ctx.Err()
+	}
+	// gRPC has answered already: too large, or not decodable. This is for the log.
+	return &problem.Error{Kind: problem.Invalid, Field: "message", Rule: "unreadable", Detail: "the message is too large or not of the method's type", Cause: err}
+}
+
+// late ends a stream whose message does not come. Only the stream's own context, made
+// before the handler has it, ends a wait for a message.
+type late struct{ cancel context.CancelFunc }
+
+type lateKey struct{}
 
 func (a *grpcAPI) begin(ctx context.Context, r route) (context.Context, *exchange) {
 	traceparent := ""
@@ -113,28 +186,6 @@ func (a *grpcAPI) begin(ctx context.Context, r route) (context.Context, *exchang
 	}
 	ctx, x := a.observer.begin(ctx, r, traceparent)
 	return context.WithValue(ctx, exchangeKey{}, x), x
-}
-
-func (a *grpcAPI) serveUnary(ctx context.Context, x *exchange, m method, in any, handler grpc.UnaryHandler) (out any, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = panicked(v)
-		}
-	}()
-	if !m.unbounded {
-		if err := a.service.inFlight.acquire(1); err != nil {
-			return nil, err
-		}
-		defer a.service.inFlight.release(1)
-	}
-	ctx, cancel := a.withDeadline(ctx, m.route)
-	defer cancel()
-	if !m.open {
-		if x.caller, err = a.authenticate(ctx); err != nil {
-			return nil, err
-		}
-	}
-	return handler(ctx, in)
 }
 
 // withDeadline bounds a call that brings no deadline, or one too far away.
@@ -163,30 +214,63 @@ func (a *grpcAPI) authenticate(ctx context.Context) (*Caller, error) {
 	return a.auth.authenticate(ctx, c)
 }
 
+// stream serves every guarded call.
 func (a *grpcAPI) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	m, ok := methods[info.FullMethod]
 	if !ok {
-		return handler(server, stream)
+		return toStatus(handler(server, &timedStream{stream, a}))
 	}
 	ctx, x := a.begin(stream.Context(), m.route)
-	err := a.serveStream(x, server, &streamWithContext{stream, ctx}, handler)
+	err := a.serve(ctx, x, m, server, stream, handler)
 	x.end(ctx, err)
-	if err != nil {
-		return problem.ToStatus(err).Err()
-	}
-	return nil
+	return toStatus(err)
 }
 
-func (a *grpcAPI) serveStream(x *exchange, server any, stream grpc.ServerStream, handler grpc.StreamHandler) (err error) {
+// timedStream is an unguarded stream, whose messages must not keep us waiting.
+type timedStream struct {
+	grpc.ServerStream
+	api *grpcAPI
+}
+
+func (s *timedStream) RecvMsg(in any) error {
+	err := s.api.receive(s.ServerStream, in)
+	if p, ok := errors.AsType[*problem.Error](err); ok && p.Rule == "required" {
+		return io.EOF // the ordinary end of a stream
+	}
+	return err
+}
+
+func toStatus(err error) error {
+	if _, ok := status.FromError(err); ok { // nil too
+		return err
+	}
+	return problem.ToStatus(err).Err()
+}
+
+// serve is the walk of a call: place in flight → deadline → caller → message.
+func (a *grpcAPI) serve(ctx context.Context, x *exchange, m method, server any, stream grpc.ServerStream, handler grpc.StreamHandler) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = panicked(v)
 		}
 	}()
-	if x.caller, err = a.authenticate(stream.Context()); err != nil {
-		return err
+	if !m.unbounded {
+		if err := a.service.inFlight.acquire(1); err != nil {
+			return err
+		}
+		defer a.service.inFlight.release(1)
 	}
-	return handler(server, stream)
+	if m.route != routeStream { // whose requests have deadlines of their own
+		var cancel context.CancelFunc
+		ctx, cancel = a.withDeadline(ctx, m.route)
+		defer cancel()
+	}
+	if !m.open {
+		if x.caller, err = a.authenticate(ctx); err != nil {
+			return err
+		}
+	}
+	return handler(server, &streamWithContext{stream, ctx})
 }
 
 type streamWithContext struct {

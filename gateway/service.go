@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
@@ -111,6 +112,11 @@ func (s *service) listCertificates(ctx context.Context, c *Caller, r *certmillv1
 	}
 	if r.Caller != c.ID && !c.has(Viewer, OperatorRole) {
 		return nil, problem.Forbidden("caller", "own_or_viewer", "listing certificates of others needs the role viewer; your own are listed with caller=%s", c.ID)
+	}
+	for _, f := range []struct{ field, value string }{{"name", r.Name}, {"owner", r.Owner}, {"caller", r.Caller}} {
+		if !utf8.ValidString(f.value) || !plainText(f.value) {
+			return nil, problem.Rejected(f.field, "filter_text", "%s is text without control characters", f.field)
+		}
 	}
 	filter := ledger.Filter{Name: nameWithKind(r.Name), Owner: r.Owner, Caller: r.Caller, ExpiresAfter: s.now()}
 	if one(r.Name)+one(r.Owner)+one(r.Caller) > 1 {
