@@ -104,6 +104,9 @@ func (c Config) Validate() error {
 	require(c.LintShare >= 0 && c.LintShare <= 1, "lint_share must be 0 to 1")
 	require(c.MaxInFlight >= 1 && c.MaxInFlight <= 100_000, "max_in_flight must be 1 to 100000")
 	require(c.RunAhead >= 1 && c.RunAhead <= 64, "run_ahead must be 1 to 64")
+	if err := queue.Validate(c.NATS); err != nil {
+		errs = append(errs, err)
+	}
 	if err := c.Committer.Validate(); err != nil {
 		errs = append(errs, fmt.Errorf("committer: %w", err))
 	}

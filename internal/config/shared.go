@@ -30,7 +30,8 @@ type NATS struct {
 	QueueKeyFile string `yaml:"queue_key_file"`
 	// Replicas is how many servers keep each stream: 1 on one machine, 3 on a cluster.
 	Replicas int `yaml:"replicas"`
-	// MaxPending bounds the messages that wait for a signer.
+	// MaxPending bounds the messages that wait for a signer. Each issuer and priority may
+	// have a quarter of it.
 	MaxPending int64 `yaml:"max_pending"`
 	// MaxPendingBytes bounds their size.
 	MaxPendingBytes int64 `yaml:"max_pending_bytes"`

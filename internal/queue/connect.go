@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net/url"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -53,15 +54,36 @@ func SettingsOf(cfg config.NATS) Settings {
 	}
 }
 
+// Validate reports every bound in a configuration that is missing or out of range.
+func Validate(cfg config.NATS) error {
+	var errs []error
+	between := func(key string, v, lo, hi int64) {
+		if v < lo || v > hi {
+			errs = append(errs, fmt.Errorf("nats.%s must be %d to %d, not %d", key, lo, hi, v))
+		}
+	}
+	between("replicas", int64(cfg.Replicas), 1, 5)
+	between("max_pending", cfg.MaxPending, 1, 10_000_000)
+	between("max_pending_bytes", cfg.MaxPendingBytes, MaxMessageBytes, 1<<40)
+	between("max_deliver", int64(cfg.MaxDeliver), 1, 100)
+	if cfg.AckWait < 100*time.Millisecond || cfg.AckWait > maxAge {
+		errs = append(errs, fmt.Errorf("nats.ack_wait must be 100ms to %s, not %s", maxAge, cfg.AckWait))
+	}
+	return errors.Join(errs...)
+}
+
 // Connect reads the key file and connects. It does not wait for the server: a broker
 // that is down, or that refuses the credentials, is tried again for ever with jitter
 // and logged each time the state changes, so that a role starts, answers its health
 // check and comes up by itself. Wait blocks until the first connection stands. name is
 // what the server's operator sees. It fails only for what waiting cannot mend: a
-// missing or malformed file.
+// bound that is out of range, a missing or malformed file.
 func Connect(cfg config.NATS, name string, log *slog.Logger) (*Conn, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
+	}
+	if err := Validate(cfg); err != nil {
+		return nil, err
 	}
 	text, err := os.ReadFile(cfg.QueueKeyFile)
 	if err != nil {
@@ -78,7 +100,11 @@ func Connect(cfg config.NATS, name string, log *slog.Logger) (*Conn, error) {
 		return nil, err
 	}
 	if c.NATS, err = nats.Connect(cfg.URL, opts...); err != nil {
-		return nil, fmt.Errorf("connecting to NATS at %s: %w", cfg.URL, err)
+		if _, ok := errors.AsType[*url.Error](err); ok {
+			// It quotes the URL, in which there may be a password, whole or in part.
+			err = errors.New("not a list of nats:// or tls:// URLs, with user and password percent-encoded")
+		}
+		return nil, fmt.Errorf("nats.url: %w", err)
 	}
 	if c.JetStream, err = jetstream.New(c.NATS); err != nil {
 		c.NATS.Close()

@@ -53,6 +53,9 @@ const MaxBatch = 32
 // would still fit, and NATS's default limit of 1 MiB is kept.
 const MaxMessageBytes = 1 << 20
 
+// maxAge ends the messages of SignStream that nobody has taken: no deadline is so far away.
+const maxAge = 10 * time.Minute
+
 // issuerName is what an issuer may be called: one NATS subject token.
 var issuerName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
@@ -80,7 +83,8 @@ func SignConsumer(issuer string, p Priority) string { return fmt.Sprintf("sign-%
 type Settings struct {
 	// Replicas is 1 on one machine and 3 on a cluster.
 	Replicas int
-	// MaxPending bounds the messages of SignStream; beyond it a gateway answers Overloaded.
+	// MaxPending bounds the messages of SignStream; beyond it a gateway answers
+	// Overloaded. Each issuer and priority may have a quarter of it.
 	MaxPending int64
 	// MaxPendingBytes bounds their size in bytes.
 	MaxPendingBytes int64
@@ -102,7 +106,9 @@ func (s Settings) storage() jetstream.StorageType {
 
 // SignStreamConfig returns the stream of work. Retention is by work queue: a message
 // goes when a signer has acknowledged it. At the bound new messages are refused, so
-// that overload shows at once, at the caller.
+// that overload shows at once, at the caller. A subject has a quarter, so that one
+// issuer alone never fills the queue: a flood of orders does not keep its first
+// certificates out, nor an issuer without signers the others.
 func SignStreamConfig(s Settings) jetstream.StreamConfig {
 	return jetstream.StreamConfig{
 		Name:        SignStream,
@@ -111,12 +117,16 @@ func SignStreamConfig(s Settings) jetstream.StreamConfig {
 		Retention:   jetstream.WorkQueuePolicy,
 		Discard:     jetstream.DiscardNew,
 		MaxMsgs:     s.MaxPending,
-		MaxBytes:    s.MaxPendingBytes,
-		MaxMsgSize:  MaxMessageBytes,
-		MaxAge:      10 * time.Minute, // no deadline is that far away
-		Duplicates:  2 * time.Minute,
-		Storage:     s.storage(),
-		Replicas:    s.Replicas,
+
+		MaxMsgsPerSubject:    (s.MaxPending + 3) / 4,
+		DiscardNewPerSubject: s.MaxPending > 0,
+
+		MaxBytes:   s.MaxPendingBytes,
+		MaxMsgSize: MaxMessageBytes,
+		MaxAge:     maxAge,
+		Duplicates: 2 * time.Minute,
+		Storage:    s.storage(),
+		Replicas:   s.Replicas,
 	}
 }
 

@@ -361,6 +361,43 @@ func TestConnectNamesTheFileThatIsWrong(t *testing.T) {
 	}
 }
 
+// A queue without an end, or a message that is handed out for ever, is not to be had.
+func TestSettingsWithoutABoundAreRefused(t *testing.T) {
+	for key, change := range map[string]func(*config.NATS){
+		"nats.replicas":          func(c *config.NATS) { c.Replicas = 0 },
+		"nats.max_pending":       func(c *config.NATS) { c.MaxPending = -1 },
+		"nats.max_pending_bytes": func(c *config.NATS) { c.MaxPendingBytes = 0 },
+		"nats.ack_wait":          func(c *config.NATS) { c.AckWait = 0 },
+		"nats.max_deliver":       func(c *config.NATS) { c.MaxDeliver = 0 },
+	} {
+		cfg := connection(t, "nats://127.0.0.1:1")
+		change(&cfg)
+		if c, err := queue.Connect(cfg, "test", nil); err == nil {
+			c.Close(context.Background())
+			t.Errorf("%s is taken", key)
+		} else if !strings.Contains(err.Error(), key+" ") {
+			t.Errorf("%v does not name %s", err, key)
+		}
+	}
+}
+
+func TestNoErrorShowsTheCredentialsInTheURL(t *testing.T) {
+	cfg := connection(t, "")
+	for _, url := range []string{
+		"nats://user:s3cret@broker:port", "nats://user:s3cret%zz@broker:4222", "nats://s3cret@broker:port",
+		"nats://user:s3cret@127.0.0.1:1,nats://broker:port", "user:s3cret@broker:port",
+	} {
+		cfg.URL = url
+		c, err := queue.Connect(cfg, "test", nil)
+		if err == nil {
+			c.Close(context.Background())
+			t.Errorf("connected to %s", url)
+		} else if strings.Contains(err.Error(), "s3cret") || !strings.Contains(err.Error(), "nats.url") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 func BenchmarkSealBatchOf32(b *testing.B) {
 	k := keys(b, keyA)
 	var rs []queue.Request

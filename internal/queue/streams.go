@@ -42,8 +42,8 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 // sameStream compares what certmill sets; the server fills in the rest.
 func sameStream(a, b jetstream.StreamConfig) bool {
 	return slices.Equal(a.Subjects, b.Subjects) && a.Retention == b.Retention && a.Discard == b.Discard &&
-		a.MaxMsgs == b.MaxMsgs && a.MaxBytes == b.MaxBytes && a.MaxMsgSize == b.MaxMsgSize && a.MaxAge == b.MaxAge &&
-		a.Storage == b.Storage && a.Replicas == b.Replicas
+		a.MaxMsgs == b.MaxMsgs && a.MaxMsgsPerSubject == b.MaxMsgsPerSubject && a.DiscardNewPerSubject == b.DiscardNewPerSubject &&
+		a.MaxBytes == b.MaxBytes && a.MaxMsgSize == b.MaxMsgSize && a.MaxAge == b.MaxAge && a.Storage == b.Storage && a.Replicas == b.Replicas
 }
 
 // EnsureConsumers makes the shared pull consumers of an issuer, one for each
