@@ -35,6 +35,8 @@ type Dispatcher struct {
 	reply   string // the reply subject of this start
 	up      atomic.Bool
 
+	connected chan struct{} // the connection is new
+
 	publishing sync.WaitGroup
 
 	mu     sync.Mutex // guards all below
@@ -74,7 +76,8 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 	rand.Read(id[:]) // never fails (crypto/rand)
 	d := &Dispatcher{
 		cfg: cfg, conn: deps.Conn, log: deps.Log, reply: queue.ReplySubject(hex.EncodeToString(id[:])),
-		calls: map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
+		connected: make(chan struct{}, 1),
+		calls:     map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
 		recent: newRecentKeys(cfg.RecentKeys), budget: budgetCap,
 	}
 	d.link, d.unlink = context.WithCancel(context.Background())
@@ -169,15 +172,17 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	return err
 }
 
+// settleTimeout bounds one attempt to make the streams.
+const settleTimeout = 10 * time.Second
+
 // settle makes the streams, trying for ever: a broker that comes late must not need
 // the gateway to be started again.
 func (d *Dispatcher) settle(ctx context.Context) error {
-	const attempt = 10 * time.Second
 	for {
 		err := d.conn.Wait(ctx)
 		if err == nil {
 			var cancel context.CancelFunc
-			attemptCtx, cancel := context.WithTimeout(ctx, attempt)
+			attemptCtx, cancel := context.WithTimeout(ctx, settleTimeout)
 			err = queue.EnsureStreams(attemptCtx, d.conn.JetStream, d.conn.Settings)
 			cancel()
 		}

@@ -14,7 +14,8 @@ type lane struct {
 	turns  fifo[*flow] // flows that are not empty, in the order of their turns
 	urgent fifo[*call] // sent before and sent again: they have waited longest
 
-	waiting    int // calls in the flows and in urgent, those whose waiters left included
+	waiting    int // calls in the flows and in urgent, those of left included
+	left       int // of these, calls whose waiters have left
 	inFlight   int // calls that are with the queue or a signer
 	publishers int // goroutines that publish for this lane
 }
@@ -51,17 +52,43 @@ func (l *lane) pop() *call {
 		return nil
 	}
 	l.waiting--
-	if c, ok := l.urgent.pop(); ok {
-		return c
+	c, ok := l.urgent.pop()
+	if !ok {
+		f, _ := l.turns.pop()
+		c, _ = f.calls.pop()
+		l.keepTurn(f)
 	}
-	f, _ := l.turns.pop()
-	c, _ := f.calls.pop()
+	if c.state == gone {
+		l.left--
+	}
+	return c
+}
+
+// keepTurn gives a flow another turn, if it has calls.
+func (l *lane) keepTurn(f *flow) {
 	if f.calls.len() > 0 {
 		l.turns.push(f)
 	} else {
 		delete(l.flows, f.caller)
 	}
-	return c
+}
+
+// abandon takes note that a call in the lane is gone. A lane that is blocked forgets
+// such calls when they are the most of it: callers with short patience, however many
+// come, leave no more behind than wait.
+func (l *lane) abandon() {
+	const few = 64
+	if l.left++; l.left <= few || 2*l.left <= l.waiting {
+		return
+	}
+	wanted := func(c *call) bool { return c.state != gone }
+	l.urgent = l.urgent.only(wanted)
+	for range l.turns.len() {
+		f, _ := l.turns.pop()
+		f.calls = f.calls.only(wanted)
+		l.keepTurn(f)
+	}
+	l.waiting, l.left = l.waiting-l.left, 0
 }
 
 // take returns up to n calls that somebody still waits for and whose encodings have
@@ -97,6 +124,16 @@ type fifo[T any] struct {
 }
 
 func (q *fifo[T]) len() int { return q.n }
+
+// only returns a queue of those that keep lets through, in their order. It empties q.
+func (q *fifo[T]) only(keep func(T) bool) (out fifo[T]) {
+	for v, ok := q.pop(); ok; v, ok = q.pop() {
+		if keep(v) {
+			out.push(v)
+		}
+	}
+	return out
+}
 
 func (q *fifo[T]) push(v T) {
 	if q.n == len(q.ring) {

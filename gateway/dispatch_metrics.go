@@ -2,8 +2,10 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certmill/certmill/internal/queue"
@@ -65,22 +67,35 @@ func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetri
 	return m
 }
 
-// sampleQueue measures the depth of the queue until ctx ends.
+// sampleQueue looks at the queue at intervals and on every new connection, until ctx ends.
 func (d *Dispatcher) sampleQueue(ctx context.Context) error {
 	tick := time.NewTicker(d.cfg.SampleInterval)
 	defer tick.Stop()
 	for {
-		if s, err := d.conn.JetStream.Stream(ctx, queue.SignStream); err != nil {
-			d.log.Debug("the queue's depth cannot be read", "error", err)
-		} else {
-			state := s.CachedInfo().State
-			d.metrics.depth.Set(float64(state.Msgs))
-			d.metrics.depthBytes.Set(float64(state.Bytes))
-		}
+		d.sample(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-d.connected:
 		case <-tick.C:
 		}
+	}
+}
+
+// sample measures the depth of the queue. Where it has gone it is made again: a broker
+// that keeps it in memory has forgotten it after a restart.
+func (d *Dispatcher) sample(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	s, err := d.conn.JetStream.Stream(ctx, queue.SignStream)
+	switch {
+	case err == nil:
+		state := s.CachedInfo().State
+		d.metrics.depth.Set(float64(state.Msgs))
+		d.metrics.depthBytes.Set(float64(state.Bytes))
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		d.log.Warn("the queue's stream has gone and is made again", "error", queue.EnsureStreams(ctx, d.conn.JetStream, d.conn.Settings))
+	default:
+		d.log.Debug("the queue's depth cannot be read", "error", err)
 	}
 }

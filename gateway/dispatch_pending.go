@@ -176,7 +176,11 @@ func (d *Dispatcher) finish(c *call, a answer) {
 	if c.state == gone {
 		return
 	}
+	inLane := c.state == waiting && c.lane != nil
 	c.state = gone
+	if inLane {
+		c.lane.abandon()
+	}
 	if d.calls[c.key] == c {
 		delete(d.calls, c.key)
 	}

@@ -66,6 +66,12 @@ func (d *Dispatcher) watchConnection(ctx context.Context) error {
 				c.late = time.Time{}
 			}
 			d.mu.Unlock()
+			if status == nats.CONNECTED {
+				select {
+				case d.connected <- struct{}{}:
+				default:
+				}
+			}
 		}
 	}
 }

@@ -327,7 +327,7 @@ func TestTheDeadlineIsKept(t *testing.T) {
 }
 
 func TestAFullQueueIsToldAtOnce(t *testing.T) {
-	m := newMill(t, func(m *mill) { m.nats.MaxPending, m.cfg.MaxBatch = 3, 1 })
+	m := newMill(t, func(m *mill) { m.nats.MaxPending, m.cfg.MaxBatch = 12, 1 }) // three for each lane
 	ctx, cancel := context.WithCancel(patience(t))
 	defer cancel()
 	var wait sync.WaitGroup
@@ -346,6 +346,66 @@ func TestAFullQueueIsToldAtOnce(t *testing.T) {
 	}
 	if d := time.Since(start); d > time.Second {
 		t.Errorf("told after %s", d)
+	}
+	cancel()
+	wait.Wait()
+	m.settled()
+}
+
+// What piles up at one priority, or for an issuer without a signer, keeps nobody else out.
+func TestAFullLaneLeavesRoomForTheOthers(t *testing.T) {
+	m := newMill(t, func(m *mill) { m.nats.MaxPending = 12 })
+	for i := 0; ; i++ { // no signer takes them
+		r := asking("mtls:a", strconv.Itoa(i))
+		r.OrderId = "00000000-0000-4000-8000-000000000000"
+		if err := m.d.Enqueue(patience(t), r, queue.Batch); errors.Is(err, &problem.Error{Kind: problem.Overloaded, Rule: "queue_full"}) {
+			break
+		} else if err != nil || i == 12 {
+			t.Fatalf("order %d: %v", i, err)
+		}
+	}
+	release := make(chan struct{})
+	m.sign(func(r *queuev1.SignRequest) *queuev1.SignResult {
+		if r.OrderId != "" {
+			<-release
+			return nil
+		}
+		return millIssued(r)
+	})
+	if _, err := m.d.Do(patience(t), asking("mtls:b", "x"), queue.First); err != nil {
+		t.Errorf("a first certificate beside many orders: %v", err)
+	}
+	close(release)
+}
+
+func TestTheStreamIsMadeAgainWhenItIsGone(t *testing.T) {
+	m := newMill(t, func(m *mill) { m.cfg.SampleInterval = 100 * time.Millisecond })
+	m.check(m.signers.JetStream.DeleteStream(patience(t), queue.SignStream))
+	until(t, "the stream is there again", func() bool {
+		_, err := m.signers.JetStream.Stream(patience(t), queue.SignStream)
+		return err == nil
+	})
+	m.sign(millIssued)
+	if _, err := m.d.Do(patience(t), asking("mtls:a", "x"), queue.First); err != nil {
+		t.Error(err)
+	}
+}
+
+// Callers with short patience come and go while the lane is blocked: what they leave
+// behind is bounded too.
+func TestWhatCallersLeaveBehindIsBounded(t *testing.T) {
+	m := newMill(t, func(m *mill) { m.cfg.MaxInFlight, m.cfg.MaxPending = 1, 10 })
+	plugged, cancel := context.WithCancel(patience(t))
+	var wait sync.WaitGroup
+	wait.Go(func() { _, _ = m.d.Do(plugged, asking("mtls:a", "plug"), queue.First) }) // no signer takes it
+	until(t, "the plug is in", func() bool { return m.value("certmill_gateway_dispatch_in_flight") == 1 })
+	for i := range 1000 {
+		ctx, leave := context.WithTimeout(plugged, time.Nanosecond)
+		_, _ = m.d.Do(ctx, asking("mtls:b"+strconv.Itoa(i%7), strconv.Itoa(i)), queue.First)
+		leave()
+	}
+	if n := m.value("certmill_gateway_dispatch_waiting"); n > 100 {
+		t.Errorf("%g calls that nobody waits for are still held", n)
 	}
 	cancel()
 	wait.Wait()
