@@ -12,16 +12,28 @@ import (
 //go:embed heal.lua
 var healSource string
 
-var healScript = redis.NewScript(healSource)
+//go:embed lost.lua
+var lostSource string
+
+var (
+	healScript = redis.NewScript(healSource)
+	lostScript = redis.NewScript(lostSource)
+)
 
 const fieldGeneration = "generation"
 
 // Generation returns the token of the present filling of Redis. It goes with
-// everything else when Redis is emptied, and a new one begins. A sweep that began
-// under a token counts towards completeness only while the token stands.
+// everything else when Redis is emptied, and a new one begins, incomplete. A sweep
+// that began under a token counts towards completeness only while the token stands.
 func (s *Store) Generation(ctx context.Context) (string, error) {
-	if err := s.client.HSetNX(ctx, s.keys.healing, fieldGeneration, rand.Text()).Err(); err != nil {
+	began, err := s.client.HSetNX(ctx, s.keys.healing, fieldGeneration, rand.Text()).Result()
+	if err != nil {
 		return "", fmt.Errorf("beginning a generation in Redis: %w", err)
+	}
+	if began { // in a Cluster the flag may have outlived it
+		if err := s.setComplete(ctx, false); err != nil {
+			return "", err
+		}
 	}
 	token, err := s.client.HGet(ctx, s.keys.healing, fieldGeneration).Result()
 	if err != nil {
@@ -55,17 +67,16 @@ func (s *Store) Swept(ctx context.Context, generation string, of int, slices []i
 	return true, s.setComplete(ctx, true)
 }
 
-// Lost begins a new generation: records may be missing, and responders must not take
-// a missing one for one that never was.
-func (s *Store) Lost(ctx context.Context) error {
-	if err := s.setComplete(ctx, false); err != nil {
-		return err
-	}
-	pipe := s.client.TxPipeline()
-	pipe.Del(ctx, s.keys.healing)
-	pipe.HSet(ctx, s.keys.healing, fieldGeneration, rand.Text())
-	if _, err := pipe.Exec(ctx); err != nil {
+// Lost begins a new generation after the one that the caller knew: records may be
+// missing, and responders must not take a missing one for one that never was. Of many
+// callers that have seen the same loss, one begins it.
+func (s *Store) Lost(ctx context.Context, known string) error {
+	began, err := lostScript.Run(ctx, s.client, []string{s.keys.healing}, known, rand.Text()).Int()
+	if err != nil {
 		return fmt.Errorf("beginning a generation in Redis: %w", err)
 	}
-	return nil
+	if began == 0 {
+		return nil
+	}
+	return s.setComplete(ctx, false)
 }

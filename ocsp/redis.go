@@ -1,12 +1,14 @@
 package ocsp
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,9 +16,18 @@ import (
 	"github.com/certmill/certmill/internal/config"
 )
 
+// quiet takes the library's own lines on stderr, one for every failed dial: what fails
+// comes back as an error and is logged once by whoever asked.
+type quiet struct{}
+
+func (quiet) Printf(context.Context, string, ...any) {}
+
+var silence = sync.OnceFunc(func() { redis.SetLogger(quiet{}) })
+
 // connect makes a client for one server, Sentinel or Cluster, whichever cfg
 // describes. It reads the secret and certificate files and opens no connection.
 func connect(cfg config.Redis) (redis.UniversalClient, error) {
+	silence()
 	options := &redis.UniversalOptions{
 		Addrs:                 cfg.Addresses,
 		MasterName:            cfg.MasterName,

@@ -198,13 +198,25 @@ func (s *Store) Drop(ctx context.Context, n serial.Number, record string) (bool,
 // Health is what one look at the servers shows; a change of it tells that records may
 // be lost.
 type Health struct {
-	// Servers maps each server that holds keys to its run id, which a restart or a
-	// failover changes.
-	Servers map[string]string
-	// Keys counts all keys of all servers.
-	Keys int64
+	// Servers are those that hold keys, by address.
+	Servers map[string]Server
 	// UsedBytes is the memory of all servers.
 	UsedBytes int64
+}
+
+// Server is one server that holds keys.
+type Server struct {
+	// RunID is changed by a restart and, under the address of a Sentinel, a failover.
+	RunID string
+	Keys  int64
+}
+
+// Keys counts the keys of all servers.
+func (h *Health) Keys() (n int64) {
+	for _, s := range h.Servers {
+		n += s.Keys
+	}
+	return n
 }
 
 // Health asks every server that holds keys.
@@ -229,10 +241,9 @@ func (s *Store) Health(ctx context.Context) (Health, error) {
 		return nil
 	})
 	close(found)
-	h := Health{Servers: map[string]string{}}
+	h := Health{Servers: map[string]Server{}}
 	for o := range found {
-		h.Servers[o.addr] = o.run
-		h.Keys += o.keys
+		h.Servers[o.addr] = Server{RunID: o.run, Keys: o.keys}
 		h.UsedBytes += o.used
 	}
 	if err != nil {

@@ -2,7 +2,6 @@ package presign
 
 import (
 	"context"
-	"maps"
 
 	"github.com/certmill/certmill/ocsp"
 )
@@ -11,6 +10,7 @@ import (
 // made again.
 func (p *Presigner) watchRedis(ctx context.Context) {
 	var before *ocsp.Health
+	generation := ""
 	compact := false
 	p.every(ctx, p.cfg.HealthPoll, "watching Redis", func(ctx context.Context) error {
 		ctx, cancel := p.redis(ctx)
@@ -21,9 +21,9 @@ func (p *Presigner) watchRedis(ctx context.Context) {
 		}
 		p.metrics.redisBytes.Set(float64(now.UsedBytes))
 		if before != nil && lost(before, &now) {
-			p.deps.Log.Warn("Redis was restarted, has failed over or was emptied; its records are made again from the ledger", "keys_before", before.Keys, "keys", now.Keys)
+			p.deps.Log.Warn("Redis was restarted, has failed over or was emptied; its records are made again from the ledger", "keys_before", before.Keys(), "keys", now.Keys())
 			p.metrics.losses.Inc()
-			if err := p.store.Lost(ctx); err != nil {
+			if err := p.store.Lost(ctx, generation); err != nil {
 				return err
 			}
 			if err := p.republish(ctx); err != nil {
@@ -31,6 +31,9 @@ func (p *Presigner) watchRedis(ctx context.Context) {
 			}
 			compact = false
 			p.sweepSoon()
+		}
+		if generation, err = p.store.Generation(ctx); err != nil {
+			return err
 		}
 		before = &now
 		if !compact { // asked once for every start of a server
@@ -50,5 +53,11 @@ func (p *Presigner) watchRedis(ctx context.Context) {
 // lost compares two looks at Redis. Shards come and go only with many certificates, so
 // a sudden fall of their number means that keys were taken away.
 func lost(before, now *ocsp.Health) bool {
-	return !maps.Equal(before.Servers, now.Servers) || now.Keys < before.Keys-before.Keys/8-64 || before.Keys > 0 && now.Keys == 0
+	for addr, b := range before.Servers {
+		n, there := now.Servers[addr]
+		if !there || n.RunID != b.RunID || n.Keys == 0 && b.Keys > 0 || n.Keys < b.Keys-b.Keys/8-64 {
+			return true
+		}
+	}
+	return len(now.Servers) != len(before.Servers)
 }

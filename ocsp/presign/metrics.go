@@ -86,7 +86,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		oldest:        gauge("oldest_produced_timestamp_seconds", "The earliest producedAt in this presigner's share, as last counted."),
 		redisBytes:    gauge("redis_used_bytes", "Memory in use at the Redis servers."),
 		compact:       gauge("redis_compact", "1 if the Redis servers keep records in their compact form (hash-max-listpack-value of at least 256)."),
-		signerExpiry:  gauge("signer_expiry_timestamp_seconds", "When the first issuer is left without a valid OCSP signer."),
+		signerExpiry:  gauge("signer_expiry_timestamp_seconds", "When the first issuer is left without an OCSP signer with a usable key; 0 where there is none."),
 	}
 	reg.MustRegister(m.signSeconds, m.eventSeconds)
 	written := vec("records_total", "Records signed, by reason and what became of them.", "source", "written")

@@ -171,6 +171,9 @@ func TestAnAnswerEndsWithItsSigner(t *testing.T) {
 	st := w.issue(100 * time.Hour)
 	w.eventually("a record", func() bool { _, ok := w.record(st.Serial); return ok })
 	rec, _ := w.record(st.Serial)
+	if at, want := p.metric(t, "signer_expiry_timestamp_seconds"), w.now().Add(96*time.Hour).Unix(); at < float64(want-60) || at > float64(want+60) {
+		t.Errorf("the last signer ends at %v, not at %d", at, want)
+	}
 	if rec.Signer != short || rec.NextUpdate > w.now().Add(2*time.Hour).Unix() {
 		t.Errorf("signer %d until %d", rec.Signer, rec.NextUpdate)
 	}

@@ -85,7 +85,23 @@ func (p *Presigner) loadShared(ctx context.Context) (*sharedView, error) {
 		view.published = true
 	}
 	p.shared.Store(view)
+	p.metrics.signerExpiry.Set(float64(view.signerExpiry()))
 	return view, nil
+}
+
+// signerExpiry is when the first issuer that has signers is left without one, in Unix
+// seconds; 0 where none has.
+func (v *sharedView) signerExpiry() (first int64) {
+	for _, of := range v.delegates {
+		last := int64(0)
+		for _, d := range of {
+			last = max(last, d.template.Signer.NotAfter.Unix())
+		}
+		if first == 0 || last < first {
+			first = last
+		}
+	}
+	return first
 }
 
 // republish writes the shared entries again at the next load, after Redis lost them.

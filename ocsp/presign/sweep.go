@@ -106,6 +106,9 @@ func (p *Presigner) sweep(ctx context.Context) error {
 		return err
 	}
 	p.metrics.setTotal(s.examined)
+	if len(p.kick) > 0 { // there is more urgent work
+		return nil
+	}
 	return p.count(ctx, s.mask)
 }
 

@@ -39,7 +39,9 @@ type world struct {
 	proxy  *ocsptest.Proxy // the presigners' way to Redis
 	store  *ocsp.Store
 	queue  *queue.Conn
-	ahead  atomic.Int64 // how far the clock is moved
+	// redisConfig stands in for redis and proxy.
+	redisConfig *config.Redis
+	ahead       atomic.Int64 // how far the clock is moved
 }
 
 func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
@@ -59,10 +61,10 @@ func newWorld(t testing.TB) *world {
 	w.issuer = w.ledger.AddIssuer(w.ca)
 	w.addSigner(96 * time.Hour)
 	w.epoch = w.ledger.AddEpoch(w.issuer)
-	var err error
-	w.store, err = ocsp.OpenStore(config.Redis{Addresses: []string{w.redis}}, ocsp.DefaultNamespace)
+	store, err := ocsp.OpenStore(config.Redis{Addresses: []string{w.redis}}, ocsp.DefaultNamespace)
 	noError(t, err)
-	t.Cleanup(func() { noError(t, w.store.Close()) })
+	t.Cleanup(func() { noError(t, store.Close()) })
+	w.store = store
 	return w
 }
 
@@ -145,6 +147,9 @@ func (w *world) presign(change ...func(*Config, *Deps)) *presigner {
 	w.t.Helper()
 	cfg := DefaultConfig()
 	cfg.Redis = config.Redis{Addresses: []string{w.proxy.Addr()}}
+	if w.redisConfig != nil {
+		cfg.Redis = *w.redisConfig
+	}
 	cfg.SweepInterval, cfg.RevocationPoll, cfg.HealthPoll = 200*time.Millisecond, 50*time.Millisecond, 50*time.Millisecond
 	cfg.SharedPoll, cfg.Lease, cfg.RedisTimeout = 100*time.Millisecond, 400*time.Millisecond, time.Second
 	cfg.SweepRate, cfg.CheckShare = 100_000, 1
@@ -181,6 +186,9 @@ func (w *world) respond() string {
 	w.t.Helper()
 	cfg := ocsp.DefaultConfig()
 	cfg.Listen, cfg.Redis = "127.0.0.1:0", config.Redis{Addresses: []string{w.redis}}
+	if w.redisConfig != nil {
+		cfg.Redis = *w.redisConfig
+	}
 	r, err := ocsp.New(cfg, ocsp.Deps{Now: w.now})
 	noError(w.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -233,9 +241,14 @@ func (w *world) record(n serial.Number) (rec ocsp.Record, ok bool) {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	w.eventuallyWithin(10*time.Second, what, ok)
+}
+
+func (w *world) eventuallyWithin(d time.Duration, what string, ok func() bool) {
+	w.t.Helper()
+	for deadline := time.Now().Add(d); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			w.t.Fatalf("not within 10 s: %s", what)
+			w.t.Fatalf("not within %s: %s", d, what)
 		}
 	}
 }
