@@ -287,6 +287,22 @@ func TestEnrollmentTokens(t *testing.T) {
 			t.Errorf("the ledger has %+v, %v", row, err)
 		}
 	})
+	t.Run("one use makes one certificate when the first has ended, too", func(t *testing.T) {
+		token := create(t, map[string]any{"profile": "server", "names": []string{"a.example.test"}, "lifetime": "30d"})
+		send := func(csr []byte) httpReply {
+			return w.do(t, httpCall{method: http.MethodPost, path: "/v1/certificates?lifetime=1h", contentType: pemType, token: token.Secret, body: armour(csr), header: http.Header{"Idempotency-Key": {"k"}}})
+		}
+		first, second := newCSR(t, nil, "a.example.test"), newCSR(t, nil, "a.example.test")
+		again := send(first).ok(t, 200).body
+		if !bytes.Equal(send(first).ok(t, 200).body, again) {
+			t.Error("a retry made another certificate")
+		}
+		send(second).expect(t, 401, "", "token_used")
+		w.clock.advance(2 * time.Hour)
+		defer w.clock.advance(-2 * time.Hour)
+		send(first).expect(t, 401, "", "token_used")
+		send(second).expect(t, 401, "", "token_used")
+	})
 	t.Run("of many at once on one use one wins", func(t *testing.T) {
 		token := create(t, map[string]any{"profile": "server", "names": []string{"*.example.test"}})
 		var won, lost atomic.Int64

@@ -74,7 +74,7 @@ type TokenStore interface {
 	TokenByHash(ctx context.Context, hash [sha256.Size]byte) (ledger.Token, error)
 	// UseToken takes one use of the token for a request, once per request key: a retry
 	// takes nothing. A token that is used up or expired is an Unauthenticated problem.
-	UseToken(ctx context.Context, hash [sha256.Size]byte, key ledger.RequestKey) (ledger.Token, error)
+	UseToken(ctx context.Context, hash [sha256.Size]byte, key ledger.RequestKey, again time.Duration) (ledger.Token, error)
 }
 
 // AuditTrail is the audit chain.

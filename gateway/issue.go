@@ -41,7 +41,7 @@ func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *cer
 	if err != nil {
 		return nil, err
 	}
-	if err := s.spend(ctx, c, p.key); err != nil {
+	if err := s.spend(ctx, c, p); err != nil {
 		return nil, err
 	}
 	result, err := s.signer.Do(ctx, p.sign, c.priority())
@@ -138,12 +138,16 @@ func (s *service) profileFor(c *Caller, name string) (*profile.Profile, error) {
 	return s.profiles.Get(name)
 }
 
-// spend takes one use of an enrollment token, once per request key.
-func (s *service) spend(ctx context.Context, c *Caller, key ledger.RequestKey) error {
+// spend takes one use of an enrollment token for a request and its retries. A retry has
+// the same CSR, or a key could be used for as many as there is time for; and it comes
+// while the request's key still stands for the first certificate, which is not after
+// that one's end. Half of the lifetime leaves room for its jitter.
+func (s *service) spend(ctx context.Context, c *Caller, p *prepared) error {
 	if c.grant == nil {
 		return nil
 	}
-	_, err := s.ledger.UseToken(ctx, c.grant.hash, key)
+	use := ledger.NewRequestKey(string(p.key[:]), string(p.csr[:]))
+	_, err := s.ledger.UseToken(ctx, c.grant.hash, use, min(p.reuse, p.request.Lifetime/2))
 	return err
 }
 

@@ -29,7 +29,7 @@ func (s *service) submit(ctx context.Context, c *Caller, r *certmillv1.IssueRequ
 	if err != nil {
 		return nil, err
 	}
-	if err := s.spend(ctx, c, p.key); err != nil {
+	if err := s.spend(ctx, c, p); err != nil {
 		return nil, err
 	}
 	p.sign.DeadlineUnixMs = 0 // set each time it is queued

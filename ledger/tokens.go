@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -69,7 +70,7 @@ func (l *Ledger) DeleteToken(ctx context.Context, id string) error {
 // TokenByHash returns the token whose secret has this SHA-256, used or not. An
 // unknown or expired one is Unauthenticated.
 func (l *Ledger) TokenByHash(ctx context.Context, hash [sha256.Size]byte) (Token, error) {
-	t, _, err := l.token(ctx, hash, RequestKey{})
+	t, _, err := l.token(ctx, hash, RequestKey{}, 0)
 	if err != nil {
 		return t, err
 	}
@@ -77,13 +78,14 @@ func (l *Ledger) TokenByHash(ctx context.Context, hash [sha256.Size]byte) (Token
 }
 
 // UseToken takes one use of the token for a request. The same request again, at any
-// gateway, takes no other. Of more requests than the token has uses exactly so many
-// succeed; the others, like an unknown or expired token, are Unauthenticated.
-func (l *Ledger) UseToken(ctx context.Context, hash [sha256.Size]byte, key RequestKey) (Token, error) {
+// gateway, takes no other, for as long as given; after that it is refused: by then it
+// would be given another certificate. Of more requests than the token has uses exactly
+// so many succeed; the others, like an unknown or expired token, are Unauthenticated.
+func (l *Ledger) UseToken(ctx context.Context, hash [sha256.Size]byte, key RequestKey, again time.Duration) (Token, error) {
 	var t Token
 	err := l.retry(ctx, func(ctx context.Context) (err error) {
 		var admitted bool
-		if t, admitted, err = l.token(ctx, hash, key); err != nil || admitted {
+		if t, admitted, err = l.token(ctx, hash, key, again); err != nil || admitted {
 			return err
 		}
 		if err := l.expired(t); err != nil {
@@ -94,7 +96,12 @@ func (l *Ledger) UseToken(ctx context.Context, hash [sha256.Size]byte, key Reque
 		}
 		took, err := l.takeUse(ctx, t.ID, key)
 		if hasCode(err, codeUniqueViolation) {
-			return nil // the same request, at another gateway, was quicker; no use was taken here
+			// No use was taken here: the same request, at another gateway, was quicker, or
+			// came so long ago that it is refused.
+			if t, admitted, err = l.token(ctx, hash, key, again); err == nil && !admitted {
+				err = errTokenUsed()
+			}
+			return err
 		}
 		if err == nil && !took {
 			return errTokenUsed()
@@ -112,23 +119,23 @@ func (l *Ledger) takeUse(ctx context.Context, id string, key RequestKey) (bool, 
 	err := pgx.BeginTxFunc(ctx, l.write, l.dialect.locked(), func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, `WITH took AS (
 				UPDATE enrollment_tokens SET used = used + 1 WHERE id = $1 AND used < uses RETURNING id
-			) INSERT INTO token_uses (token, key) SELECT id, $2::bytea FROM took`, id, key[:])
+			) INSERT INTO token_uses (token, key, used_at) SELECT id, $2::bytea, $3::timestamptz FROM took`, id, key[:], l.now())
 		took = tag.RowsAffected()
 		return err
 	})
 	return took == 1, err
 }
 
-// token reads a token and whether it has admitted the request already.
-func (l *Ledger) token(ctx context.Context, hash [sha256.Size]byte, key RequestKey) (Token, bool, error) {
+// token reads a token and whether it has admitted the request, not longer ago than given.
+func (l *Ledger) token(ctx context.Context, hash [sha256.Size]byte, key RequestKey, again time.Duration) (Token, bool, error) {
 	var t Token
 	var admitted, found bool
 	err := l.query(ctx, func() { found = false }, func(rows pgx.Rows) (err error) {
 		found = true
 		t, err = scanToken(rows, &admitted)
 		return err
-	}, `SELECT `+tokenColumns+`, EXISTS (SELECT 1 FROM token_uses u WHERE u.token = enrollment_tokens.id AND u.key = $2)
-		FROM enrollment_tokens WHERE hash = $1`, hash[:], key[:])
+	}, `SELECT `+tokenColumns+`, EXISTS (SELECT 1 FROM token_uses u WHERE u.token = enrollment_tokens.id AND u.key = $2 AND u.used_at > $3)
+		FROM enrollment_tokens WHERE hash = $1`, hash[:], key[:], l.now().Add(-again))
 	if err == nil && !found {
 		err = &problem.Error{Kind: problem.Unauthenticated, Rule: "token_unknown", Detail: "the enrollment token is not known"}
 	}

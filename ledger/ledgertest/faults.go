@@ -112,7 +112,7 @@ func lostTokenUse(t *testing.T, e *env) {
 	token := newToken(t, e, len(faults))
 	for name, f := range faults {
 		w.Fail("commit", f, 1)
-		_, err := faulty.UseToken(t.Context(), token.Hash, ledger.NewRequestKey(name))
+		_, err := faulty.UseToken(t.Context(), token.Hash, ledger.NewRequestKey(name), time.Hour)
 		if n := w.Heal(); err != nil || n != 1 {
 			t.Errorf("%s: %d faults, %v", name, n, err)
 		}

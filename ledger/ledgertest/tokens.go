@@ -19,6 +19,7 @@ var tokenTests = map[string]func(*testing.T, *env){
 	"a token of one use has one winner of 1,000":        tokenRace,
 	"a token of n uses has n winners":                   tokenUses,
 	"a retry costs no use":                              tokenRetry,
+	"a late retry is refused":                           tokenLate,
 	"one request at many gateways costs one use":        tokenSameRequest,
 	"unknown, expired and deleted tokens admit nothing": tokenRefused,
 	"tokens are listed, found and deleted":              tokenAdmin,
@@ -42,7 +43,7 @@ func contest(t *testing.T, e *env, token ledger.Token, n int) (winners int) {
 	for i := range n {
 		l := []*ledger.Ledger{e.Ledger, other}[i%2]
 		wg.Go(func() {
-			_, err := l.UseToken(t.Context(), token.Hash, ledger.NewRequestKey(fmt.Sprint(i)))
+			_, err := l.UseToken(t.Context(), token.Hash, ledger.NewRequestKey(fmt.Sprint(i)), time.Hour)
 			switch {
 			case err == nil:
 				won.Add(1)
@@ -71,16 +72,35 @@ func tokenRetry(t *testing.T, e *env) {
 	token := newToken(t, e, 1)
 	key := ledger.NewRequestKey("one")
 	for range 3 {
-		got, err := e.UseToken(t.Context(), token.Hash, key)
+		got, err := e.UseToken(t.Context(), token.Hash, key, time.Hour)
 		if err != nil || got.ID != token.ID || got.Used != 1 {
 			t.Errorf("%+v, %v", got, err)
 		}
 	}
-	_, err := e.UseToken(t.Context(), token.Hash, ledger.NewRequestKey("two"))
+	_, err := e.UseToken(t.Context(), token.Hash, ledger.NewRequestKey("two"), time.Hour)
 	wantKind(t, err, problem.Unauthenticated)
-	e.clock.advance(2 * time.Hour) // a retry of an admitted request stays admitted
-	_, err = e.UseToken(t.Context(), token.Hash, key)
+	e.clock.advance(2 * time.Hour) // a retry stays admitted past the token's end, while its key stands
+	_, err = e.UseToken(t.Context(), token.Hash, key, 3*time.Hour)
 	noError(t, err)
+}
+
+// A key that stands no longer would make another certificate: that is another use,
+// which the request has no right to even where the token has some left.
+func tokenLate(t *testing.T, e *env) {
+	for uses := range 2 {
+		token, key := newToken(t, e, uses+1), ledger.NewRequestKey("one")
+		_, err := e.UseToken(t.Context(), token.Hash, key, time.Minute)
+		noError(t, err)
+		e.clock.advance(time.Minute)
+		_, err = e.UseToken(t.Context(), token.Hash, key, time.Minute)
+		if want := (&problem.Error{Kind: problem.Unauthenticated, Rule: "token_used"}); !errors.Is(err, want) {
+			t.Errorf("with %d uses: %v, want %s", uses+1, err, want.Rule)
+		}
+		got, err := e.TokenByHash(t.Context(), token.Hash)
+		if err != nil || got.Used != 1 {
+			t.Errorf("%d uses are taken, %v", got.Used, err)
+		}
+	}
 }
 
 func tokenSameRequest(t *testing.T, e *env) {
@@ -89,7 +109,7 @@ func tokenSameRequest(t *testing.T, e *env) {
 	var wg sync.WaitGroup
 	for range 30 {
 		wg.Go(func() {
-			if _, err := e.UseToken(t.Context(), token.Hash, key); err != nil {
+			if _, err := e.UseToken(t.Context(), token.Hash, key, time.Hour); err != nil {
 				t.Error(err)
 			}
 		})
@@ -108,7 +128,7 @@ func tokenRefused(t *testing.T, e *env) {
 	e.clock.advance(time.Hour + time.Second)
 	for rule, hash := range map[string][32]byte{"token_expired": token.Hash, "token_unknown": deleted.Hash} {
 		want := &problem.Error{Kind: problem.Unauthenticated, Rule: rule}
-		if _, err := e.UseToken(t.Context(), hash, ledger.NewRequestKey("x")); !errors.Is(err, want) {
+		if _, err := e.UseToken(t.Context(), hash, ledger.NewRequestKey("x"), time.Hour); !errors.Is(err, want) {
 			t.Errorf("use: %v, want %s", err, rule)
 		}
 		if _, err := e.TokenByHash(t.Context(), hash); !errors.Is(err, want) {
