@@ -309,10 +309,13 @@ func TestParseRefuses(t *testing.T) {
 		{"a compressed point", keyed(spkiEC(curveP256, elliptic.MarshalCompressed(elliptic.P256(), key.X, key.Y))), "csr.public_key", "ec_point_uncompressed"},
 		{"the point at infinity", keyed(spkiEC(curveP256, []byte{0})), "csr.public_key", "ec_point_uncompressed"},
 		{"a P-384 point on P-256", keyed(spkiEC(curveP256, append([]byte{4}, make([]byte, 96)...))), "csr.public_key", "ec_point"},
+		{"an Ed25519 key of order 1", keyed(der(asn1.SEQUENCE, der(asn1.SEQUENCE, oid(1, 3, 101, 112)), bitString(append([]byte{1}, make([]byte, 31)...)))), "csr.public_key", "ed25519_order"},
+		{"an Ed25519 key of order 4, x negative", keyed(der(asn1.SEQUENCE, der(asn1.SEQUENCE, oid(1, 3, 101, 112)), bitString(append(make([]byte, 31), 0x80)))), "csr.public_key", "ed25519_order"},
 		{"a short Ed25519 key", keyed(der(asn1.SEQUENCE, der(asn1.SEQUENCE, oid(1, 3, 101, 112)), bitString(make([]byte, 31)))), "csr.public_key", "key_encoding"},
 		{"DSA", keyed(der(asn1.SEQUENCE, der(asn1.SEQUENCE, oid(1, 2, 840, 10040, 4, 1)), bitString([]byte{2, 1, 5}))), "csr.public_key", "key_type"},
 		{"a key with unused bits", keyed(der(asn1.SEQUENCE, der(asn1.SEQUENCE, oid(1, 3, 101, 112)), der(asn1.BIT_STRING, []byte{1}, make([]byte, 32)))), "csr.public_key", "key_encoding"},
 
+		{"CA:TRUE after CA:FALSE", extensions(critical(oid(2, 5, 29, 19), []byte{0x30, 6, 1, 1, 0, 1, 1, 0xff})), "csr", "der"},
 		{"CA:TRUE", extensions(critical(oid(2, 5, 29, 19), []byte{0x30, 3, 1, 1, 0xff})), "csr.extensions", "ca_false"},
 		{"keyCertSign", extensions(extension(oid(2, 5, 29, 15), []byte{3, 2, 2, 0x84})), "csr.extensions", "key_usage_ca"},
 		{"cRLSign", extensions(extension(oid(2, 5, 29, 15), []byte{3, 2, 1, 0x02})), "csr.extensions", "key_usage_ca"},
@@ -474,6 +477,30 @@ func BenchmarkParseOnly(b *testing.B) {
 	for b.Loop() {
 		if _, _, err := read(der); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestSmallOrderKeysProveNothing: what is refused is refused because a signature that
+// nobody made fits it, and every such key is.
+func TestSmallOrderKeysProveNothing(t *testing.T) {
+	forged := append([]byte{1}, make([]byte, 63)...) // R = 1, S = 0
+	for y := range smallOrderY {
+		for _, sign := range []byte{0, 0x80} {
+			key := y
+			key[31] |= sign
+			if !smallOrder(key[:]) {
+				t.Errorf("%x is accepted", key)
+			}
+			fits := 0
+			for i := range 400 {
+				if ed25519.Verify(key[:], []byte{byte(i), byte(i >> 8)}, forged) {
+					fits++
+				}
+			}
+			if fits == 0 {
+				t.Errorf("%x is refused without a reason", key)
+			}
 		}
 	}
 }

@@ -111,7 +111,8 @@ func checkBasicConstraints(value cryptobyte.String) error {
 	var constraints cryptobyte.String
 	var ca bool
 	if !value.ReadASN1(&constraints, asn1.SEQUENCE) || !value.Empty() ||
-		constraints.PeekASN1Tag(asn1.BOOLEAN) && !constraints.ReadASN1Boolean(&ca) {
+		constraints.PeekASN1Tag(asn1.BOOLEAN) && !constraints.ReadASN1Boolean(&ca) ||
+		!constraints.SkipOptionalASN1(asn1.INTEGER) || !constraints.Empty() { // pathLenConstraint
 		return malformed("basicConstraints")
 	}
 	if ca {

@@ -7,6 +7,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"encoding/hex"
 	"math/big"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -64,9 +65,42 @@ func ParseKey(spki []byte) (crypto.PublicKey, KeyType, error) {
 		if !algorithm.Empty() || len(key) != ed25519.PublicKeySize {
 			return nil, "", problem.Rejected(keyField, "key_encoding", "an Ed25519 key has %d bytes and no parameters (RFC 8410 section 4)", ed25519.PublicKeySize)
 		}
+		if smallOrder(key) {
+			return nil, "", problem.Rejected(keyField, "ed25519_order", "the Ed25519 key has a small order: anybody can sign for it")
+		}
 		return ed25519.PublicKey(key), Ed25519, nil
 	}
 	return nil, "", problem.Rejected(keyField, "key_type", "keys of this algorithm are not supported; use ECDSA P-256 or P-384, Ed25519, or RSA")
+}
+
+// smallOrderY are the y coordinates, little-endian, of the points of order 1, 2, 4 and
+// 8, with those that are not reduced. With such a key a signature of R = [k]A and S = 0
+// fits one message in eight, so it shows possession of nothing.
+var smallOrderY = map[[ed25519.PublicKeySize]byte]bool{}
+
+func init() {
+	for _, y := range []string{
+		"0100000000000000000000000000000000000000000000000000000000000000", // 1: order 1
+		"ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // -1: order 2
+		"0000000000000000000000000000000000000000000000000000000000000000", // 0: order 4
+		"26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05", // order 8
+		"c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a", // order 8
+		"edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p, which is 0
+		"eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // p + 1, which is 1
+	} {
+		b, err := hex.DecodeString(y)
+		if err != nil {
+			panic(err)
+		}
+		smallOrderY[[ed25519.PublicKeySize]byte(b)] = true
+	}
+}
+
+// smallOrder looks at y alone: the sign of x is the last octet's highest bit.
+func smallOrder(key []byte) bool {
+	y := [ed25519.PublicKeySize]byte(key)
+	y[len(y)-1] &= 0x7f
+	return smallOrderY[y]
 }
 
 func parseECDSA(parameters cryptobyte.String, point []byte) (crypto.PublicKey, KeyType, error) {
