@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -209,6 +210,8 @@ type Server struct {
 	// RunID is changed by a restart and, under the address of a Sentinel, a failover.
 	RunID string
 	Keys  int64
+	// Flushes counts the FLUSHALL and FLUSHDB that it has served.
+	Flushes int64
 }
 
 // Keys counts the keys of all servers.
@@ -222,13 +225,14 @@ func (h *Health) Keys() (n int64) {
 // Health asks every server that holds keys.
 func (s *Store) Health(ctx context.Context) (Health, error) {
 	type one struct {
-		addr, run  string
-		keys, used int64
+		addr   string
+		server Server
+		used   int64
 	}
 	// ForEachMaster runs its calls side by side.
 	found := make(chan one, 1024)
 	err := s.eachMaster(ctx, func(ctx context.Context, c *redis.Client) error {
-		info, err := c.InfoMap(ctx, "server", "memory").Result()
+		info, err := c.InfoMap(ctx, "server", "memory", "commandstats").Result()
 		if err != nil {
 			return err
 		}
@@ -237,19 +241,32 @@ func (s *Store) Health(ctx context.Context) (Health, error) {
 			return err
 		}
 		used, _ := strconv.ParseInt(info["Memory"]["used_memory"], 10, 64)
-		found <- one{c.Options().Addr, info["Server"]["run_id"], n, used}
+		stats := info["Commandstats"]
+		found <- one{c.Options().Addr, Server{
+			RunID: info["Server"]["run_id"], Keys: n, Flushes: calls(stats["cmdstat_flushall"]) + calls(stats["cmdstat_flushdb"]),
+		}, used}
 		return nil
 	})
 	close(found)
 	h := Health{Servers: map[string]Server{}}
 	for o := range found {
-		h.Servers[o.addr] = Server{RunID: o.run, Keys: o.keys}
+		h.Servers[o.addr] = o.server
 		h.UsedBytes += o.used
 	}
 	if err != nil {
 		return h, fmt.Errorf("asking Redis how it is: %w", err)
 	}
 	return h, nil
+}
+
+// calls reads "calls=3,usec=…" of INFO commandstats.
+func calls(stat string) int64 {
+	first, _, _ := strings.Cut(strings.TrimPrefix(stat, "calls="), ",")
+	n, err := strconv.ParseInt(first, 10, 64)
+	if err != nil {
+		return 0 // never called
+	}
+	return n
 }
 
 // Compact asks the servers to keep shards in their compact form, and reports whether

@@ -235,7 +235,8 @@ func fieldOf(n serial.Number) string { return string(n[:6]) + string(n[8:]) }
 func TestGoodNeverComesAfterRevoked(t *testing.T) {
 	w := newWorld(t)
 	w.connect()
-	fleet := []*presigner{w.presign(), w.presign()}
+	patient := func(c *Config, _ *Deps) { c.RedisTimeout, c.Lease, c.CheckShare = 30*time.Second, 30*time.Second, 0 }
+	fleet := []*presigner{w.presign(patient), w.presign(patient)}
 	w.eventually("complete", w.complete)
 	const many = 10_000
 	all := make([]ledger.Status, many)

@@ -55,7 +55,7 @@ func (p *Presigner) watchRedis(ctx context.Context) {
 func lost(before, now *ocsp.Health) bool {
 	for addr, b := range before.Servers {
 		n, there := now.Servers[addr]
-		if !there || n.RunID != b.RunID || n.Keys == 0 && b.Keys > 0 || n.Keys < b.Keys-b.Keys/8-64 {
+		if !there || n.RunID != b.RunID || n.Flushes > b.Flushes || n.Keys == 0 && b.Keys > 0 || n.Keys < b.Keys-b.Keys/8-64 {
 			return true
 		}
 	}
