@@ -117,8 +117,8 @@ func (l *Ledger) ClaimCRL(ctx context.Context, set int32, shard int, seen int64,
 	c = CRLClaim{Set: set, Shard: shard, maker: maker}
 	now := l.now()
 	// Run again after a lost answer it reserves another number, which does no harm.
-	err = l.retry(ctx, func(ctx context.Context) error {
-		rows, err := l.write.Query(ctx, `UPDATE crls SET reserved = greatest(reserved + 1, $7), maker = $4, claimed_till = $5
+	err = l.inTx(ctx, l.dialect.locked(), func(ctx context.Context, tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `UPDATE crls SET reserved = greatest(reserved + 1, $7), maker = $4, claimed_till = $5
 			WHERE crl_set = $1 AND shard = $2 AND number = $3 AND (claimed_till IS NULL OR claimed_till < $6 OR maker = $4)
 			RETURNING reserved`, set, shard, seen, maker, now.Add(d), now, now.UnixMilli())
 		if err != nil {
@@ -133,11 +133,12 @@ func (l *Ledger) ClaimCRL(ctx context.Context, set int32, shard int, seen int64,
 	return c, ok, err
 }
 
-// ReleaseCRL gives a claim back that was not used.
+// ReleaseCRL gives a claim back that was not used, or of which ClaimCRL has not said
+// whether it was given. It goes by the maker's name, not by the number.
 func (l *Ledger) ReleaseCRL(ctx context.Context, c CRLClaim) error {
 	return l.retry(ctx, func(ctx context.Context) error {
-		_, err := l.write.Exec(ctx, `UPDATE crls SET claimed_till = NULL WHERE crl_set = $1 AND shard = $2 AND maker = $3 AND reserved = $4`,
-			c.Set, c.Shard, c.maker, c.Number)
+		_, err := l.write.Exec(ctx, `UPDATE crls SET claimed_till = NULL WHERE crl_set = $1 AND shard = $2 AND maker = $3`,
+			c.Set, c.Shard, c.maker)
 		return err
 	})
 }
@@ -167,9 +168,9 @@ func (l *Ledger) PublishCRL(ctx context.Context, claim CRLClaim, c CRL) (bool, e
 			return nil
 		}
 		_, err = tx.Exec(ctx, `UPDATE crls SET number = $3, seq = $4, this_update = $5, next_update = $6, scheduled_at = $7,
-			entries = $8, bytes = $9, chunks = $10, digest = $11, claimed_till = CASE WHEN reserved = $3 THEN NULL ELSE claimed_till END
+			entries = $8, bytes = $9, chunks = $10, digest = $11, claimed_till = CASE WHEN maker = $12 THEN NULL ELSE claimed_till END
 			WHERE crl_set = $1 AND shard = $2`,
-			claim.Set, claim.Shard, claim.Number, c.Sequence, c.ThisUpdate, c.NextUpdate, c.Scheduled, c.Entries, c.Bytes, c.Chunks, c.Digest[:])
+			claim.Set, claim.Shard, claim.Number, c.Sequence, c.ThisUpdate, c.NextUpdate, c.Scheduled, c.Entries, c.Bytes, c.Chunks, c.Digest[:], claim.maker)
 		if err != nil {
 			return fmt.Errorf("publishing a CRL: %w", err)
 		}

@@ -52,7 +52,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Interval: time.Hour, Validity: 24 * time.Hour, Backdate: 5 * time.Minute, AfterRevocation: 5 * time.Second,
-		Poll: time.Second, Concurrency: 2, Claim: 5 * time.Minute,
+		Poll: time.Second, Concurrency: 2, Claim: time.Minute,
 	}
 }
 

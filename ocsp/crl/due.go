@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -22,40 +23,50 @@ type task struct {
 	key     Key
 }
 
-// look makes what is due.
-func (m *Maker) look(ctx context.Context) error {
+// look has made what is due. more is true when lookLimit ended it before the end.
+func (m *Maker) look(ctx context.Context) (more bool, err error) {
 	issuers, err := m.deps.Ledger.Issuers(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	// A point that cannot be stored leaves the others alone.
 	wantErr := m.register(ctx, issuers)
 	sets, err := m.deps.Ledger.CRLSets(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	crls, err := m.deps.Ledger.CRLs(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := m.hear(ctx, sets, crls); err != nil {
-		return err
+		return false, err
 	}
-	for _, t := range m.due(ctx, issuers, sets, crls) {
-		if !m.begin(ctx, t) {
-			break // all hands are full; the next look goes on
+	tasks := m.due(ctx, issuers, sets, crls)
+	limit := time.NewTimer(lookLimit)
+	defer limit.Stop()
+	for i := range tasks {
+		select {
+		case m.hands <- struct{}{}:
+			m.begin(ctx, &tasks[i])
+		case <-limit.C:
+			return true, wantErr
+		case <-ctx.Done():
+			return false, wantErr
 		}
 	}
-	return wantErr
+	return false, wantErr
 }
 
-// begin has a CRL made if there is room.
-func (m *Maker) begin(ctx context.Context, t task) bool {
+// begin has a CRL made by a hand that it has taken.
+func (m *Maker) begin(ctx context.Context, t *task) {
 	s := shard{t.set.ID, t.crl.Shard}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	began := m.work.TryGo(func() error {
-		err := m.try(ctx, &t)
+	m.busy[s] = forever
+	m.mu.Unlock()
+	m.work.Go(func() {
+		defer func() { <-m.hands }()
+		err := m.try(ctx, t)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.busy, s)
@@ -63,12 +74,7 @@ func (m *Maker) begin(ctx context.Context, t task) bool {
 			m.deps.Log.Error("a CRL could not be made; it is tried again", "error", err, "pause", pause)
 			m.busy[s] = m.deps.Now().Add(pause)
 		}
-		return nil
 	})
-	if began {
-		m.busy[s] = forever
-	}
-	return began
 }
 
 // isBusy reports whether a CRL is being made or must be left alone.
@@ -210,6 +216,8 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 		}
 	}
 	m.metrics.look(nearest, len(m.waiting))
+	// Makers that begin at different places do not meet at every claim.
+	rand.Shuffle(len(tasks), func(i, j int) { tasks[i], tasks[j] = tasks[j], tasks[i] })
 	slices.SortStableFunc(tasks, func(a, b task) int {
 		if a.revoked != b.revoked {
 			if a.revoked {
@@ -217,7 +225,7 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 			}
 			return 1
 		}
-		return a.crl.NextUpdate.Compare(b.crl.NextUpdate)
+		return a.crl.NextUpdate.Truncate(time.Minute).Compare(b.crl.NextUpdate.Truncate(time.Minute))
 	})
 	return tasks
 }

@@ -16,27 +16,42 @@ import (
 const entriesPage = 5000
 
 // try makes one CRL, if nobody else does.
-func (m *Maker) try(ctx context.Context, t *task) error {
+func (m *Maker) try(ctx context.Context, t *task) (err error) {
 	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Claim)
 	defer cancel()
 	claim, ok, err := m.deps.Ledger.ClaimCRL(ctx, t.set.ID, t.crl.Shard, t.crl.Number, m.name, m.cfg.Claim)
-	if err != nil || !ok {
-		return err
+	if err == nil && !ok {
+		return nil
 	}
+	defer func() { // a claim whose answer was lost too
+		if err != nil {
+			m.metrics.failed.Inc()
+			err = errors.Join(err, m.release(ctx, claim))
+		}
+	}()
 	url := crldp.Point{URL: t.set.URL, Shards: t.set.Shards}.Shard(t.crl.Shard)
+	if err != nil {
+		return fmt.Errorf("claiming CRL %s: %w", url, err)
+	}
 	made, err := m.make(ctx, t, claim, url)
 	if err != nil {
-		m.metrics.failed.Inc()
-		err = fmt.Errorf("CRL %s: %w", url, err)
-		release, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		return errors.Join(err, m.deps.Ledger.ReleaseCRL(release, claim))
+		return fmt.Errorf("CRL %s: %w", url, err)
 	}
 	took := time.Since(start)
 	m.metrics.made(t.revoked, took, made)
 	m.deps.Log.Info("a CRL was made", "url", url, "number", made.Number, "entries", made.Entries, "bytes", made.Bytes,
 		"for_revocation", t.revoked, "duration", took)
+	return nil
+}
+
+// release gives a claim back although ctx may have ended.
+func (m *Maker) release(ctx context.Context, claim ledger.CRLClaim) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := m.deps.Ledger.ReleaseCRL(ctx, claim); err != nil {
+		return fmt.Errorf("giving the claim back, which ends in %s: %w", m.cfg.Claim, err)
+	}
 	return nil
 }
 

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/certmill/certmill/internal/crldp"
 	"github.com/certmill/certmill/internal/serial"
@@ -69,14 +68,19 @@ type Maker struct {
 	silent  map[int32]string       // issuers without a key, and what was said of it
 	last    atomic.Pointer[error]  // of the last look
 
-	work errgroup.Group // the CRLs being made
-	mu   sync.Mutex     // guards what follows
+	work  sync.WaitGroup // the CRLs being made
+	hands chan struct{}  // one for each at a time
+	mu    sync.Mutex     // guards what follows
 	// busy holds the CRLs being made, and until when one that failed is left alone.
 	busy map[shard]time.Time
 }
 
 // forever is for a CRL that is being made.
 var forever = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// lookLimit is after how long with more to make than hands a maker looks again, lest a
+// revocation wait behind everything that is due by schedule.
+const lookLimit = 5 * time.Second
 
 // pause is how long a CRL that could not be made is left alone.
 const pause = 10 * time.Second
@@ -113,23 +117,22 @@ func New(cfg Config, deps Deps) (*Maker, error) {
 	if deps.Wanted == nil {
 		deps.Wanted = func() []Wanted { return nil }
 	}
-	m := &Maker{
+	return &Maker{
 		cfg: cfg, deps: deps, name: rand.Text(), metrics: newMetrics(deps.Registry),
 		cursor: -1, waiting: map[shard]*revoked{}, known: map[ledger.CRLSet]bool{}, silent: map[int32]string{}, busy: map[shard]time.Time{},
-	}
-	m.work.SetLimit(cfg.Concurrency)
-	return m, nil
+		hands: make(chan struct{}, cfg.Concurrency),
+	}, nil
 }
 
 // Run makes CRLs until ctx ends and returns nil then, after those under way have
 // ended. The ledger and the keys may be away at any time.
 func (m *Maker) Run(ctx context.Context) error {
-	defer func() { _ = m.work.Wait() }() // failures are logged where they happen
+	defer m.work.Wait()
 	tick := time.NewTicker(m.cfg.Poll)
 	defer tick.Stop()
 	failing := false
 	for {
-		err := m.look(ctx)
+		more, err := m.look(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -140,6 +143,9 @@ func (m *Maker) Run(ctx context.Context) error {
 			m.deps.Log.Info("CRLs are looked after again")
 		}
 		failing = err != nil
+		if more {
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil

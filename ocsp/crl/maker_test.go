@@ -93,10 +93,11 @@ func (w *world) look(makers ...*Maker) []ledger.CRL {
 	w.t.Helper()
 	for range 8 {
 		for _, m := range makers {
-			noError(w.t, m.look(w.t.Context()))
+			_, err := m.look(w.t.Context())
+			noError(w.t, err)
 		}
 		for _, m := range makers {
-			_ = m.work.Wait()
+			m.work.Wait()
 		}
 	}
 	crls, err := w.book.CRLs(w.t.Context())
@@ -247,11 +248,12 @@ func TestManyMakersMakeEachCRLOnce(t *testing.T) {
 	w.ahead.Add(int64(2 * time.Hour))
 	for range 8 {
 		for _, m := range makers {
-			noError(t, m.look(t.Context())) // they work side by side
+			_, err := m.look(t.Context()) // they work side by side
+			noError(t, err)
 		}
 	}
 	for _, m := range makers {
-		_ = m.work.Wait()
+		m.work.Wait()
 	}
 	total := 0.0
 	for _, r := range regs {
@@ -362,8 +364,9 @@ func BenchmarkLedgerMillion(b *testing.B) {
 			}}
 		})
 		w.ahead.Add(int64(2 * time.Hour))
-		noError(b, m.look(b.Context()))
-		_ = m.work.Wait()
+		_, err := m.look(b.Context())
+		noError(b, err)
+		m.work.Wait()
 		crls, err := w.book.CRLs(b.Context())
 		noError(b, err)
 		if len(crls) != 1 || crls[0].Entries != many {
