@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"errors"
@@ -189,6 +190,23 @@ func (d *dying) Commit(ctx context.Context, e ledger.Entry) (ledger.Outcome, err
 
 // A signer that dies after its signature, with the row stored or not: the next one
 // brings the certificate, and there is one.
+// While a copy of a request may still be signed, its key stands, however short the
+// window for repetitions is: a redelivery is no new request.
+func TestACopyOfARequestMakesNoSecondCertificate(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	r := w.request("a")
+	r.ReuseSeconds = 0
+	first := w.one(r)
+	w.certificate(first)
+	for _, seen := range []bool{false, true} {
+		r.Seen = seen
+		if again := w.one(r); !again.Duplicate || !bytes.Equal(again.Serial, first.Serial) {
+			t.Errorf("seen %v: %v", seen, again)
+		}
+	}
+}
+
 func TestASignerThatDiesLosesNothing(t *testing.T) {
 	for name, stored := range map[string]bool{"after the commit": true, "before the commit": false} {
 		t.Run(name, func(t *testing.T) {

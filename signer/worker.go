@@ -242,7 +242,7 @@ func (w *walk) commit(ctx context.Context, traced bool, cert ledger.Certificate)
 		Certificate: cert,
 		RequestKey:  ledger.RequestKey(w.r.RequestKey),
 		CSR:         [queue.DigestSize]byte(w.r.CsrSha256),
-		ReuseUntil:  s.now().Add(time.Duration(w.r.ReuseSeconds) * time.Second),
+		ReuseUntil:  reuseUntil(w.r, s.now()),
 	})
 	w.commitTime = time.Since(start)
 	s.metrics.commit.Observe(w.commitTime.Seconds())
@@ -251,6 +251,17 @@ func (w *walk) commit(ctx context.Context, traced bool, cert ledger.Certificate)
 		return out, fmt.Errorf("committing certificate %s: %w", cert.Serial, err)
 	}
 	return out, nil
+}
+
+// reuseUntil is when the request's key may make another certificate: not before its
+// deadline, until which other copies of the request may come out of the queue.
+func reuseUntil(r *queuev1.SignRequest, now time.Time) time.Time {
+	until := now.Add(time.Duration(r.ReuseSeconds) * time.Second)
+	last := time.UnixMilli(min(r.DeadlineUnixMs, now.Add(queue.MaxAge).UnixMilli()))
+	if last.After(until) {
+		return last
+	}
+	return until
 }
 
 func (l *line) result(r *queuev1.SignRequest, c ledger.Certificate, duplicate bool) *queuev1.SignResult {

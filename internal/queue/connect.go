@@ -66,8 +66,8 @@ func Validate(cfg config.NATS) error {
 	between("max_pending", cfg.MaxPending, 1, 10_000_000)
 	between("max_pending_bytes", cfg.MaxPendingBytes, MaxMessageBytes, 1<<40)
 	between("max_deliver", int64(cfg.MaxDeliver), 1, 100)
-	if cfg.AckWait < 100*time.Millisecond || cfg.AckWait > maxAge {
-		errs = append(errs, fmt.Errorf("nats.ack_wait must be 100ms to %s, not %s", maxAge, cfg.AckWait))
+	if cfg.AckWait < 100*time.Millisecond || cfg.AckWait > MaxAge {
+		errs = append(errs, fmt.Errorf("nats.ack_wait must be 100ms to %s, not %s", MaxAge, cfg.AckWait))
 	}
 	return errors.Join(errs...)
 }

@@ -53,8 +53,8 @@ const MaxBatch = 32
 // would still fit, and NATS's default limit of 1 MiB is kept.
 const MaxMessageBytes = 1 << 20
 
-// maxAge ends the messages of SignStream that nobody has taken: no deadline is so far away.
-const maxAge = 10 * time.Minute
+// MaxAge ends the messages of SignStream that nobody has taken: no deadline is so far away.
+const MaxAge = 10 * time.Minute
 
 // issuerName is what an issuer may be called: one NATS subject token.
 var issuerName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
@@ -123,7 +123,7 @@ func SignStreamConfig(s Settings) jetstream.StreamConfig {
 
 		MaxBytes:   s.MaxPendingBytes,
 		MaxMsgSize: MaxMessageBytes,
-		MaxAge:     maxAge,
+		MaxAge:     MaxAge,
 		Duplicates: 2 * time.Minute,
 		Storage:    s.storage(),
 		Replicas:   s.Replicas,
