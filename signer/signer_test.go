@@ -765,7 +765,7 @@ func TestPresignersAreToldOfWhatWasCommitted(t *testing.T) {
 	w.certificate(w.one(with)) // a duplicate is no news
 	select {
 	case e := <-events:
-		if len(e.Issued) != 1 || string(e.Issued[0].Serial) != string(res.Serial) || e.Issued[0].Revocation != ledger.RevocationOCSP {
+		if len(e.Issued) != 1 || string(e.Issued[0].Serial) != string(res.Serial) || e.Issued[0].Revocation != ledger.RevocationOCSP|ledger.RevocationCRL {
 			t.Errorf("event: %v", e)
 		}
 	case <-time.After(20 * time.Second):
