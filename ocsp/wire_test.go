@@ -42,7 +42,8 @@ func exchange(t *testing.T, addr, text string) (*http.Response, []byte, error) {
 	noError(t, c.SetDeadline(time.Now().Add(5*time.Second)))
 	_, err = io.WriteString(c, text)
 	noError(t, err)
-	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	method, _, _ := strings.Cut(text, " ") // the answer to HEAD has no body
+	resp, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: method})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -57,7 +58,7 @@ func TestTheShortWayAgreesWithNetHTTP(t *testing.T) {
 	good, bad := testSerial(t), testSerial(t)
 	s.put(good, testGood)
 	s.put(bad, revoked(testGood, 1))
-	r := s.start()
+	r := s.start(func(c *Config) { c.ReadTimeout = time.Second })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	noError(t, err)
 	reference := r.httpServer()
@@ -101,7 +102,7 @@ func TestTheShortWayAgreesWithNetHTTP(t *testing.T) {
 		{"a bare LF", strings.ReplaceAll(get(encoded), "\r\n", "\n"), false},
 		{"a bare CR in a value", get(encoded, "Accept: a\rb"), false},
 		{"two lengths", post(der, "Content-Length: 5"), false},
-		{"a length and chunks", post(der, "Transfer-Encoding: chunked"), false},
+		{"a length and chunks", post([]byte("0\r\n\r\n"), "Transfer-Encoding: chunked"), false},
 		{"a negative length", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", false},
 		{"a length with a sign", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\nx", false},
 		{"chunks", "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(der), der), false},
