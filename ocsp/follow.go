@@ -152,6 +152,14 @@ func (f *follower) take(values map[string]any) (shared bool) {
 			return false
 		}
 		now := f.r.deps.Now()
+		if !f.r.genuine(n, &rec, now) {
+			// Not believed, and not passed over: Redis is asked for the record itself.
+			f.r.metrics.forged.Inc()
+			if e := f.r.cache.get(n); e != nil {
+				f.r.cache.drop(e)
+			}
+			return true
+		}
 		f.r.keep(n, record, &rec, now, f.r.cache.era.Load())
 		if ms, err := strconv.ParseInt(text(changeAcked), 10, 64); err == nil && ms > 0 {
 			f.r.metrics.revocationLag.Observe(max(0, now.Sub(time.UnixMilli(ms)).Seconds()))

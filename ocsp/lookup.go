@@ -48,6 +48,14 @@ func (r *Responder) lookup(n serial.Number, now time.Time) (Record, error) {
 		r.deps.Log.Error("a record in Redis cannot be read", "serial", n, "error", err)
 		return Record{}, errLater
 	}
+	if !r.genuine(n, &rec, now) {
+		r.metrics.forged.Inc()
+		r.deps.Log.Error("a record in Redis was not made by the signer that it names", "serial", n, "signer", rec.Signer)
+		if e != nil && e.value[0]&flagRevoked != 0 {
+			return r.fallback(e, now, errLater)
+		}
+		return Record{}, errLater // what is true, nobody here can tell
+	}
 	rec = r.keep(n, record, &rec, now, era)
 	if rec.Expired(now) {
 		return Record{}, errLater
@@ -66,6 +74,33 @@ func (r *Responder) fallback(e *entry, now time.Time, cause error) (Record, erro
 	}
 	r.metrics.cacheStale.Inc()
 	return rec, nil
+}
+
+// maxSkew is how far the clock of the presigner that made a record may be ahead.
+const maxSkew = 5 * time.Minute
+
+// genuine guards the cache against records that it could not get rid of again: a
+// revoked one stands for good, so its signatures are verified, and so does one from the
+// future. Other forgeries fail at the client and give way to the next true record; to
+// verify every good one would cost more than all the rest of an answer.
+func (r *Responder) genuine(n serial.Number, rec *Record, now time.Time) bool {
+	if !rec.Revoked {
+		return rec.ThisUpdate <= now.Add(maxSkew).Unix()
+	}
+	directory := r.directory.Load()
+	if directory == nil {
+		return false
+	}
+	t := r.template(directory, rec.Signer)
+	if t == nil {
+		return false
+	}
+	for h, sig := range rec.Signatures {
+		if sig != "" && t.Check(Hash(h), n, &rec.Status, sig) != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // keep caches a record read in an era, and returns the one that stands.

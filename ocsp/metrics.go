@@ -30,6 +30,7 @@ type metrics struct {
 	redisBatch   prometheus.Histogram
 	redisErrors  prometheus.Counter
 
+	forged        prometheus.Counter
 	revocationLag prometheus.Histogram
 	resets        prometheus.Counter
 }
@@ -55,6 +56,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			[]float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1}),
 		redisBatch:  histogram("redis_batch_records", "Records read by one pipeline.", []float64{1, 2, 4, 8, 16, 32, 64, 128}),
 		redisErrors: counter("redis_errors_total", "Records that could not be read from Redis."),
+		forged:      counter("forged_records_total", "Revoked or future records in Redis that the signer they name has not signed; they are not given."),
 		revocationLag: histogram("revocation_visible_seconds", "From the acknowledgement of a revocation to this responder saying revoked.",
 			[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60}),
 		resets: counter("changes_missed_total", "Times at which changes may have been missed, so that every cached record was asked for again."),

@@ -1,12 +1,16 @@
 package ocsp
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
+	"io"
 	"net/http"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	xocsp "golang.org/x/crypto/ocsp"
 
 	"github.com/certmill/certmill/internal/serial"
 )
@@ -193,6 +197,73 @@ func TestANewSignerAndEpochAreKnownAtOnce(t *testing.T) {
 		t.Errorf("a new signer: %s", got)
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A hand in Redis must not reach further than Redis: what no signer has signed is
+// neither given nor kept, so that all is well when the record is.
+func TestAForgedRecordIsNeitherGivenNorKept(t *testing.T) {
+	s := newService(t)
+	fetched, cached, future, revokedBefore := testSerial(t), testSerial(t), testSerial(t), testSerial(t)
+	for _, n := range []serial.Number{fetched, cached, future} {
+		s.put(n, testGood)
+	}
+	s.put(revokedBefore, revoked(testGood, 1))
+	r := s.start()
+	for n, want := range map[serial.Number]int{cached: xocsp.Good, revokedBefore: xocsp.Revoked} {
+		if got := r.status(n); got != want {
+			t.Fatalf("before: %d", got)
+		}
+	}
+	forge := func(n serial.Number, change func(*Record)) string {
+		rec := s.record(t, n, testGood)
+		change(&rec)
+		text := encode(t, &rec)
+		s.must(s.client().HSet(s.ctx(), s.store.keys.shardKey(ShardOf(n)), fieldOf(n), text).Err())
+		return text
+	}
+	revoke := func(r *Record) { r.Revoked, r.RevokedAt, r.Reason = true, r.ThisUpdate, 1 }
+	later := func(r *Record) { r.ThisUpdate += 7200; r.ProducedAt += 7200; r.NextUpdate += 7200 }
+
+	forge(fetched, revoke)
+	forge(future, later)
+	forge(revokedBefore, later)
+	for what, n := range map[string]serial.Number{"revoked": fetched, "of the future": future} {
+		if got := r.status(n); got != -1 {
+			t.Errorf("a forged record, %s, is answered with %d", what, got)
+		}
+	}
+	r.cache.nextEra()
+	if got := r.status(revokedBefore); got != xocsp.Revoked {
+		t.Errorf("a forged good record hides a revocation: %d", got)
+	}
+	s.must(s.store.AnnounceRevoked(s.ctx(), []Revoked{{Serial: cached, Record: forge(future, revoke), AcknowledgedMS: time.Now().UnixMilli()}}))
+	eventually(t, "the forged announcement is heard", func() bool { return r.cache.get(cached) == nil })
+	if got := r.status(cached); got != xocsp.Good {
+		t.Errorf("a forged announcement revokes: %d", got)
+	}
+	// The records are mended, as the sweep does.
+	for _, n := range []serial.Number{fetched, future} {
+		s.must(s.client().HDel(s.ctx(), s.store.keys.shardKey(ShardOf(n)), fieldOf(n)).Err())
+		s.put(n, testGood)
+		if got := r.status(n); got != xocsp.Good {
+			t.Errorf("the forged record was kept: %d", got)
+		}
+	}
+}
+
+// status asks and returns x/crypto's status, or -1 where there is no answer now.
+func (r *running) status(n serial.Number) int {
+	r.s.t.Helper()
+	resp := r.post(r.request(n))
+	body, err := io.ReadAll(resp.Body)
+	r.s.must(err)
+	r.s.must(resp.Body.Close())
+	if bytes.Equal(body, answerTryLater) {
+		return -1
+	}
+	got, err := xocsp.ParseResponseForCert(body, &x509.Certificate{SerialNumber: n.Big()}, r.s.ca.Certificate)
+	r.s.must(err)
+	return got.Status
 }
 
 func TestPutLetsNothingReplaceARevokedRecord(t *testing.T) {
