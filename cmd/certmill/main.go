@@ -104,7 +104,7 @@ func newRoot() *cobra.Command {
 	for group, commands := range map[string][]*cobra.Command{
 		"start":        {devCommand(), loadtest.Command()},
 		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
-		"roles":        {gatewayCommand(), signerCommand(), ocspCommand()},
+		"roles":        {gatewayCommand(), signerCommand(), ocspCommand(), stapleCommand()},
 		"operate":      {caCommand(), ledgerCommand(), configCommand(), versionCommand()},
 	} {
 		for _, c := range commands {

@@ -11,7 +11,7 @@ import (
 var ErrNoPKCS11 = errors.New("this certmill was built without cgo and cannot load PKCS#11 modules: build it with CGO_ENABLED=1 and a C compiler")
 
 // All lists the roles that this build has.
-func All() []Role { return []Role{gatewayRole(), responderRole(), ledgerRole()} }
+func All() []Role { return []Role{gatewayRole(), responderRole(), stapleRole(), ledgerRole()} }
 
 // Signer says that this build has none.
 func Signer(context.Context, Source) error { return ErrNoPKCS11 }

@@ -19,7 +19,7 @@ import (
 
 // All lists the roles.
 func All() []Role {
-	return []Role{gatewayRole(), signerRole(), responderRole(), presignerRole(), ledgerRole()}
+	return []Role{gatewayRole(), signerRole(), responderRole(), presignerRole(), stapleRole(), ledgerRole()}
 }
 
 // hsmElements are the defaults of an HSM token in a list of them.
