@@ -232,6 +232,3 @@ func (r *Responder) appendAnswer(dst []byte, a *answer, now int64, date string, 
 	dst = append(dst, "\r\n\r\n"...)
 	return append(dst, a.body...)
 }
-
-// httpDate is appendDate for net/http's header.
-func httpDate(unix int64) string { return string(appendDate(nil, unix)) }

@@ -87,7 +87,7 @@ func TestThePresignerUsesNothingOfTheSignerButItsHSM(t *testing.T) {
 
 func TestPKCS11IsTouchedBySignerHSMAlone(t *testing.T) {
 	for _, p := range list(t) {
-		if below(p.ImportPath, "signer/hsm") || below(p.ImportPath, "internal/keep") {
+		if below(p.ImportPath, "signer/hsm") {
 			continue
 		}
 		if len(p.CgoFiles) > 0 || slices.Contains(p.Imports, "github.com/miekg/pkcs11") {

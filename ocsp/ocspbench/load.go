@@ -2,11 +2,11 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"net/http"
 	"slices"
 	"strconv"
 	"sync"
@@ -105,7 +105,7 @@ func readAnswer(r *bufio.Reader) (int, error) {
 		}
 	}
 	if length < 0 {
-		return 0, http.ErrMissingContentLength
+		return 0, errors.New("an answer without Content-Length")
 	}
 	_, err := io.CopyN(io.Discard, r, int64(length))
 	return length, err

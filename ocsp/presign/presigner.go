@@ -28,11 +28,10 @@ type Presigner struct {
 	limiter *rate.Limiter // of the sweep
 	kick    chan struct{} // starts a sweep at once
 
-	shared    atomic.Pointer[sharedView]
-	sharedMu  sync.Mutex // one reader of the shared entries at a time
-	keys      keyring    // used under sharedMu
-	leases    leases
-	sweptOnce atomic.Bool
+	shared   atomic.Pointer[sharedView]
+	sharedMu sync.Mutex // one reader of the shared entries at a time
+	keys     keyring    // used under sharedMu
+	leases   leases
 }
 
 // New checks cfg and makes a Presigner; it opens nothing.

@@ -24,7 +24,6 @@ type sharedView struct {
 	templates map[int32]*ocsp.Template
 	// published says that Redis has it too.
 	published bool
-	since     time.Time // when the delegates were first published
 }
 
 // delegate is an OCSP signer with its key.
