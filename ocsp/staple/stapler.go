@@ -257,9 +257,9 @@ func (s *Stapler) tell(e *entry, err error, tried bool, now time.Time) {
 	e.problem = err
 	e.state = s.state(e.staple, now)
 	if err != nil && (first || tried && e.failures%10 == 1) {
-		s.deps.Log.Warn("a staple could not be renewed; the last valid one stays", "chain", e.Chain, "error", err, "tries", e.failures)
+		s.deps.Log.Warn("a staple could not be renewed or delivered; the last valid one stays", "chain", e.Chain, "error", err, "tries", e.failures)
 	} else if err == nil && !first {
-		s.deps.Log.Info("a staple is renewed again", "chain", e.Chain)
+		s.deps.Log.Info("a staple is renewed and delivered again", "chain", e.Chain)
 	}
 	if e.state != before {
 		level := slog.LevelInfo
