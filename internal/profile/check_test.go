@@ -212,6 +212,36 @@ func TestIdentitiesOfOperatorsAreOutOfReach(t *testing.T) {
 	}
 }
 
+// TestAWorkloadGetsNoOthersID: the ID makes the caller, and a caller owns certificates.
+func TestAWorkloadGetsNoOthersID(t *testing.T) {
+	s, err := LoadDir(writeDefaults(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.Get("workload")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const db = "spiffe://certmill.test/ns/prod/sa/db"
+	for _, c := range []struct {
+		caller Caller
+		ok     bool
+	}{
+		{Caller{ID: "mtls:" + db, Kind: KindMTLS, Identity: db}, true},
+		{Caller{ID: "jwt:x#db", Kind: KindJWT, Identity: db}, true},
+		{Caller{ID: "token:1", Kind: KindToken}, true},
+		{Caller{ID: "mtls:o", Kind: KindMTLS, Identity: "spiffe://certmill.test/operator/o", Roles: []string{"operator"}}, true},
+		{Caller{ID: "mtls:e", Kind: KindMTLS, Identity: "spiffe://certmill.test/client/eve"}, false},
+		{Caller{ID: "mtls:e", Kind: KindMTLS, Identity: db + "2", Roles: []string{"viewer", "auditor"}}, false},
+		{Caller{ID: "jwt:x#eve", Kind: KindJWT, Identity: "eve"}, false},
+	} {
+		err := p.Check(request(func(r *Request) { r.Caller, r.DNSNames, r.URIs, r.Lifetime = c.caller, nil, []string{db}, 0 }))
+		if refused := errors.Is(err, &problem.Error{Kind: problem.Denied, Rule: "own-id"}); refused == c.ok || err != nil && !refused {
+			t.Errorf("%+v: %v", c.caller, err)
+		}
+	}
+}
+
 func TestSamplesPassTheirOwnCheck(t *testing.T) {
 	s, err := LoadDir(writeDefaults(t))
 	if err != nil {
@@ -220,7 +250,7 @@ func TestSamplesPassTheirOwnCheck(t *testing.T) {
 	for _, p := range s.All() {
 		r := p.Sample()
 		r.SPKI, r.PublicKey = testSPKI, testKey.Public()
-		if p.Names.URI.Source == SourceIdentity {
+		if len(r.URIs) > 0 {
 			r.Caller.Identity = r.URIs[0]
 		}
 		if err := p.Check(r); err != nil {
