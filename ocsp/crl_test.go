@@ -150,6 +150,9 @@ func TestALaterCRLReplacesAndAnEarlierNever(t *testing.T) {
 		t.Error("an expired one was taken")
 	}
 	w.becomes("/a.crl", 200, "six")
+	w.put("/brief.crl", 1, 2*time.Second, "brief")
+	w.becomes("/brief.crl", 200, "brief")
+	w.becomes("/brief.crl", 503, "") // nobody has made another
 }
 
 func TestWithoutRedisAValidCRLIsServedAndAnExpiredNever(t *testing.T) {

@@ -220,7 +220,7 @@ func (s *crlServer) send(w http.ResponseWriter, req *http.Request, c *servedCRL,
 		if n > 0 || der == nil {
 			var err error
 			if der, err = s.chunk(req.Context(), c, n); err != nil {
-				panic(http.ErrAbortHandler) // the client must not take the part for the whole
+				panic(http.ErrAbortHandler) // the client must see that it is not whole
 			}
 		}
 		_ = control.SetWriteDeadline(time.Now().Add(s.write)) // HTTP/2 and 1.1 have one
