@@ -149,6 +149,9 @@ func (d *dev) print(text string) {
 func shownAs(binary string) string {
 	if wd, err := os.Getwd(); err == nil {
 		if rel, err := filepath.Rel(wd, binary); err == nil && len(rel) < len(binary) {
+			if filepath.Base(rel) == rel {
+				return "./" + rel // a shell looks a bare name up in PATH
+			}
 			return rel
 		}
 	}
