@@ -13,13 +13,16 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps build demo demo-once test generate lint breaking proto-baseline bench bench-ocsp fuzz clean
+.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-ocsp fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
 
 deps: ## install what is missing: SoftHSM, PostgreSQL, Redis, openssl, curl, a C compiler
 	@deploy/install-deps.sh
+
+test-deps: ## the same, and the programs that the tests ask: GnuTLS, nginx, HAProxy, strongSwan, NSS
+	@deploy/install-deps.sh test
 
 build: ## build bin/certmill
 	@mkdir -p bin
@@ -31,7 +34,7 @@ demo: deps build ## the whole service on this machine, shown at work; stays up u
 demo-once: deps build ## the same, then stop; exit 0, or the step that failed
 	@exec $(BIN) dev --demo --once
 
-test: deps build ## all tests with the race detector, on real servers, end to end through the binary
+test: test-deps build ## all tests with the race detector, on real servers, end to end through the binary
 	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -race -p $(PARALLEL) -timeout 9m ./...
 
 generate: ## regenerate proto/ and docs/configuration.md
