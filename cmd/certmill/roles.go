@@ -40,6 +40,7 @@ func ocspCommand() *cobra.Command {
 	c.AddCommand(
 		roleCommand("responder", "Serve OCSP answers from Redis", roles.Responder),
 		roleCommand("presigner", "Sign OCSP answers ahead and at once on revocation", roles.Presigner),
+		ocspVerifyCommand(),
 	)
 	return c
 }

@@ -28,7 +28,8 @@ type Verified struct {
 // Verify compares every unexpired certificate of the ledger that has OCSP with its
 // record, signatures included, and every record with the ledger, and calls report for
 // each difference. It changes nothing. Certificates and revocations younger than
-// grace are passed over: their answers may be on the way.
+// grace are passed over, since their answers may be on the way; with a grace of 0
+// nothing is.
 func Verify(ctx context.Context, l Ledger, store *ocsp.Store, grace time.Duration, report func(Difference)) (Verified, error) {
 	v := &verifier{ledger: l, store: store, grace: grace, report: report, now: time.Now()}
 	if err := v.load(ctx); err != nil {
@@ -89,8 +90,9 @@ func (v *verifier) certificates(ctx context.Context) error {
 func (v *verifier) compare(st *ledger.Status, record string) {
 	n := st.Serial
 	if record == "" {
-		// notBefore is backdated, so it is no measure of youth beyond the grace.
-		if v.now.Sub(st.NotBefore) > max(v.grace, youngAge) {
+		// notBefore is backdated by an amount that only the profile knows, so a grace
+		// short of youngAge would take what was just issued for missing.
+		if v.grace == 0 || v.now.Sub(st.NotBefore) > max(v.grace, youngAge) {
 			v.differ(n, mismatchMissing, "no record")
 		}
 		return

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/redis/go-redis/v9"
 )
 
 // TestAFailedStepIsNamed gives the start a database that is not there.
@@ -157,4 +161,60 @@ func TestALedgerThatDiesComesBack(t *testing.T) {
 		t.Errorf("after the ledger's death: %v\n%s", err, out)
 	}
 	eventually(t, 30*time.Second, func() error { return s.ready(t, "gateway") })
+}
+
+// TestOCSPVerifyFindsWhatRedisHasLost empties Redis under a running service: verify
+// says so, and says that all is well again once the presigner has mended it.
+func TestOCSPVerifyFindsWhatRedisHasLost(t *testing.T) {
+	s := dev(t)
+	key := filepath.Join(t.TempDir(), "v.key")
+	if out, err := s.run(t, "issue", "--profile", "server", "--dns", "verify.test", "--out", "-", "--key-out", key); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	verify := func() (string, error) {
+		return s.run(t, "ocsp", "verify", "--grace", "0s", "--config", s.file("config/presigner.yaml"))
+	}
+	eventually(t, 20*time.Second, func() error {
+		if out, err := verify(); err != nil {
+			return fmt.Errorf("before the loss: %w\n%s", err, out)
+		}
+		return nil
+	})
+	password, err := os.ReadFile(s.file("redis.password"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		Redis struct{ Addresses []string }
+	}
+	text, err := os.ReadFile(s.file("config/presigner.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(text, &config); err != nil || len(config.Redis.Addresses) != 1 {
+		t.Fatalf("the presigner's Redis: %v in %s", err, text)
+	}
+	db := redis.NewClient(&redis.Options{Addr: config.Redis.Addresses[0], Password: strings.TrimSpace(string(password))})
+	defer db.Close()
+	presigner := s.pid(t, "presigner")
+	if err := syscall.Kill(presigner, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	err = db.FlushAll(t.Context()).Err()
+	out, missed := verify()
+	if err := syscall.Kill(presigner, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if missed == nil {
+		t.Errorf("an emptied Redis goes unnoticed: %s", out)
+	}
+	eventually(t, 60*time.Second, func() error {
+		if out, err := verify(); err != nil {
+			return fmt.Errorf("after the loss: %w\n%s", err, out)
+		}
+		return nil
+	})
 }

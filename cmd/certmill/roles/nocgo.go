@@ -5,6 +5,9 @@ package roles
 import (
 	"context"
 	"errors"
+	"time"
+
+	"github.com/certmill/certmill/ocsp/presign"
 )
 
 // ErrNoPKCS11 is what everything that needs an HSM says in a build without cgo.
@@ -18,3 +21,8 @@ func Signer(context.Context, Source) error { return ErrNoPKCS11 }
 
 // Presigner says that this build has none.
 func Presigner(context.Context, Source) error { return ErrNoPKCS11 }
+
+// VerifyOCSP says that this build reads no presigner's configuration.
+func VerifyOCSP(context.Context, Source, time.Duration, func(presign.Difference)) (presign.Verified, error) {
+	return presign.Verified{}, ErrNoPKCS11
+}

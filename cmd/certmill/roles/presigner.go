@@ -12,6 +12,8 @@ import (
 
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/internal/telemetry"
+	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/ocsp"
 	"github.com/certmill/certmill/ocsp/presign"
 	"github.com/certmill/certmill/signer/hsm"
 )
@@ -58,6 +60,26 @@ func Presigner(ctx context.Context, s Source) error {
 	return serve(ctx, "presigner", cfg.Telemetry, func(ctx context.Context, tel *telemetry.Telemetry, running func(part)) error {
 		return runPresigner(ctx, cfg, tel, running)
 	})
+}
+
+// VerifyOCSP compares the ledger with what the responders serve from; see
+// presign.Verify. It reads a presigner's configuration and changes nothing.
+func VerifyOCSP(ctx context.Context, s Source, grace time.Duration, report func(presign.Difference)) (sum presign.Verified, err error) {
+	cfg, err := load("presigner", DefaultPresigner(), hsmElements, s)
+	if err != nil {
+		return sum, err
+	}
+	book, err := ledger.Open(ctx, cfg.Ledger, ledger.Deps{})
+	if err != nil {
+		return sum, err
+	}
+	defer book.Close()
+	store, err := ocsp.OpenStore(cfg.Redis, cfg.Namespace)
+	if err != nil {
+		return sum, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	return presign.Verify(ctx, book, store, grace, report)
 }
 
 func runPresigner(ctx context.Context, cfg PresignerConfig, tel *telemetry.Telemetry, running func(part)) error {
