@@ -364,7 +364,10 @@ func BenchmarkCheck(b *testing.B) {
 		p *Profile
 		r *Request
 	}{
-		"workload": {workload, request(func(r *Request) { r.URIs = []string{"spiffe://certmill.test/ns/a/sa/b"} })},
+		"workload": {workload, request(func(r *Request) {
+			r.URIs = []string{"spiffe://certmill.test/ns/a/sa/b"}
+			r.Caller.Identity = r.URIs[0]
+		})},
 		"rule":     {ruled, request(nil)},
 	} {
 		b.Run(name, func(b *testing.B) {
