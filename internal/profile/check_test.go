@@ -368,7 +368,7 @@ func BenchmarkCheck(b *testing.B) {
 			r.URIs = []string{"spiffe://certmill.test/ns/a/sa/b"}
 			r.Caller.Identity = r.URIs[0]
 		})},
-		"rule":     {ruled, request(nil)},
+		"rule": {ruled, request(nil)},
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
