@@ -17,8 +17,9 @@ import (
 // issued: every request succeeds or gets a stated error within its deadline, every
 // certificate that was returned is in the ledger once, and no serial comes twice.
 func TestSignerKilledDuringIssuance(t *testing.T) {
-	const requests, callers, name = 500, 16, "killed.test"
+	const requests, callers = 500, 16
 	const deadline = 20 * time.Second
+	run, name := unique("killed")
 	s := dev(t)
 	g := s.gateway(t)
 	csrs := make([][]byte, requests)
@@ -36,7 +37,7 @@ func TestSignerKilledDuringIssuance(t *testing.T) {
 			for i := range work {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				began := time.Now()
-				res, err := g.Issue(ctx, &certmillv1.IssueRequest{Csr: csrs[i], Profile: "server", RequestId: fmt.Sprintf("kill-%d", i)})
+				res, err := g.Issue(ctx, &certmillv1.IssueRequest{Csr: csrs[i], Profile: "server", RequestId: fmt.Sprintf("%s-%d", run, i)})
 				cancel()
 				if took := time.Since(began); took > deadline+time.Second {
 					t.Errorf("request %d took %s, beyond its deadline", i, took)
@@ -91,7 +92,7 @@ func TestSignerKilledDuringIssuance(t *testing.T) {
 	for i := 0; i < requests; i += 25 {
 		var res *certmillv1.IssueResponse
 		err := g.Retry(t.Context(), func(ctx context.Context) (err error) {
-			res, err = g.Issue(ctx, &certmillv1.IssueRequest{Csr: csrs[i], Profile: "server", RequestId: fmt.Sprintf("kill-%d", i)})
+			res, err = g.Issue(ctx, &certmillv1.IssueRequest{Csr: csrs[i], Profile: "server", RequestId: fmt.Sprintf("%s-%d", run, i)})
 			return err
 		})
 		if err != nil {
@@ -108,7 +109,7 @@ func TestSignerKilledDuringIssuance(t *testing.T) {
 
 // TestOneKeyOneCertificate asks 1,000 times with one idempotency key from 50 goroutines.
 func TestOneKeyOneCertificate(t *testing.T) {
-	const name = "one-key.test"
+	run, name := unique("one-key")
 	s := dev(t)
 	g := s.gateway(t)
 	csr := newCSR(t, name)
@@ -118,7 +119,7 @@ func TestOneKeyOneCertificate(t *testing.T) {
 	for range 50 {
 		wg.Go(func() {
 			for range 20 {
-				res, err := g.Issue(t.Context(), &certmillv1.IssueRequest{Csr: csr, Profile: "server", RequestId: "the-one-key"})
+				res, err := g.Issue(t.Context(), &certmillv1.IssueRequest{Csr: csr, Profile: "server", RequestId: run})
 				if err != nil {
 					t.Errorf("%v", err)
 					continue
@@ -136,7 +137,7 @@ func TestOneKeyOneCertificate(t *testing.T) {
 	if rows := inLedger(t, g, name); len(rows) != 1 {
 		t.Errorf("%d rows in the ledger: %v", len(rows), rows)
 	}
-	_, err := g.Issue(t.Context(), &certmillv1.IssueRequest{Csr: newCSR(t, name), Profile: "server", RequestId: "the-one-key"})
+	_, err := g.Issue(t.Context(), &certmillv1.IssueRequest{Csr: newCSR(t, name), Profile: "server", RequestId: run})
 	if k := problem.FromStatus(err).Kind; k != problem.Conflict {
 		t.Errorf("the key with another CSR: %v", err)
 	}
@@ -145,7 +146,8 @@ func TestOneKeyOneCertificate(t *testing.T) {
 // TestOneKeyOneCertificateByTheCommandLine runs `certmill issue` 1,000 times with one
 // idempotency key from 50 goroutines.
 func TestOneKeyOneCertificateByTheCommandLine(t *testing.T) {
-	const goroutines, each, name = 50, 20, "cli-key.test"
+	const goroutines, each = 50, 20
+	run, name := unique("cli-key")
 	s := dev(t)
 	csr := t.TempDir() + "/csr.der"
 	writeFile(t, csr, newCSR(t, name))
@@ -155,7 +157,7 @@ func TestOneKeyOneCertificateByTheCommandLine(t *testing.T) {
 	for range goroutines {
 		wg.Go(func() {
 			for range each {
-				out, err := s.run(t, "issue", "--profile", "server", "--csr", csr, "--out", "-", "--request-id", "cli-one")
+				out, err := s.run(t, "issue", "--profile", "server", "--csr", csr, "--out", "-", "--request-id", run)
 				if err != nil {
 					t.Errorf("%v\n%s", err, out)
 					return

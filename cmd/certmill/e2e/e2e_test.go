@@ -243,6 +243,13 @@ func (s *service) gateway(t *testing.T) *client.Client {
 	return g
 }
 
+// unique returns a request id and a name that no other run of a test has used: the
+// service is shared, and what it has issued once it remembers.
+func unique(what string) (requestID, name string) {
+	requestID = fmt.Sprintf("%s-%d", what, time.Now().UnixNano())
+	return requestID, requestID + ".test"
+}
+
 // newCSR makes a P-256 CSR for a DNS name.
 func newCSR(t *testing.T, name string) []byte {
 	t.Helper()
