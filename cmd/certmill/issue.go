@@ -20,11 +20,14 @@ import (
 // requestFlags are what `issue` and `order submit` ask for.
 type requestFlags struct {
 	profile, csrFile, keyOut, keyType, out string
-	names                                  requestNames
-	lifetime                               time.Duration
-	requestID                              string
-	owner, service, environment            string
-	force                                  bool
+	// keyMade is where the new key lies until there is a certificate for it: with
+	// --force beside the key that it is to replace, so that a refusal destroys none.
+	keyMade                     string
+	names                       requestNames
+	lifetime                    time.Duration
+	requestID                   string
+	owner, service, environment string
+	force                       bool
 }
 
 func (r *requestFlags) add(c *cobra.Command) {
@@ -123,18 +126,33 @@ func (r *requestFlags) request(c *cobra.Command) (*certmillv1.IssueRequest, erro
 		return nil, usageError{err}
 	}
 	request.Csr = csr
-	return request, r.writeFile(r.keyOut, key, 0o600)
+	r.keyMade = r.keyOut
+	if r.force {
+		r.keyMade += ".new"
+	}
+	return request, r.writeFile(r.keyMade, key, 0o600)
 }
 
 // discardKey removes a key that got no certificate, so that the command can be repeated.
 func (r *requestFlags) discardKey() {
-	if r.keyOut != "" {
-		_ = os.Remove(r.keyOut)
+	if r.keyMade != "" {
+		_ = os.Remove(r.keyMade)
 	}
+}
+
+// keepKey puts the new key into its place.
+func (r *requestFlags) keepKey() error {
+	if r.keyMade == r.keyOut || r.keyMade == "" {
+		return nil
+	}
+	return os.Rename(r.keyMade, r.keyOut)
 }
 
 // deliver writes the certificate where it was asked for and says what it is.
 func (r *requestFlags) deliver(c *cobra.Command, cert *certmillv1.Certificate) error {
+	if err := r.keepKey(); err != nil {
+		return err
+	}
 	p := newPrinter(c)
 	toStdout := r.out == "-" || (r.out == "" && !p.json)
 	switch {

@@ -38,6 +38,9 @@ func orderSubmitCommand() *cobra.Command {
 					r.discardKey()
 					return err
 				}
+				if err := r.keepKey(); err != nil {
+					return err
+				}
 				return newPrinter(c).result(order, func(w *writer) {
 					w.line("order %s is accepted", order.GetId())
 					w.line("fetch it: certmill order get %s --out certificate.pem", order.GetId())

@@ -218,3 +218,39 @@ func TestOCSPVerifyFindsWhatRedisHasLost(t *testing.T) {
 	}
 	eventually(t, 60*time.Second, same)
 }
+
+// TestARefusalWithForceDestroysNoKey asks again for a name that has key and
+// certificate, first in vain and then with success.
+func TestARefusalWithForceDestroysNoKey(t *testing.T) {
+	s := dev(t)
+	key, cert := filepath.Join(t.TempDir(), "f.key"), filepath.Join(t.TempDir(), "f.pem")
+	issue := func(profile string) (string, error) {
+		return s.run(t, "issue", "--profile", profile, "--dns", "force.test", "--out", cert, "--key-out", key, "--force")
+	}
+	read := func() string {
+		text, err := os.ReadFile(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left, _ := filepath.Glob(key + ".*"); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		return string(text)
+	}
+	if out, err := issue("server"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	first := read()
+	if out, err := issue("no-such-profile"); err == nil {
+		t.Fatalf("an unknown profile was taken: %s", out)
+	}
+	if read() != first {
+		t.Error("a refusal has changed the key")
+	}
+	if out, err := issue("server"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if read() == first {
+		t.Error("the new certificate has the old key")
+	}
+}
