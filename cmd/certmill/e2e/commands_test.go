@@ -40,7 +40,7 @@ func TestOthersVerifyTheChain(t *testing.T) {
 				t.Error(out)
 			}
 			if _, err := exec.LookPath("certtool"); err != nil && os.Getenv("CI") != "true" {
-				t.Skip("certtool is not installed: make deps")
+				t.Skip("certtool is not installed: run `make test-deps`")
 			}
 			if out := tool(t, "certtool", "--verify", "--verify-hostname", "tools.test", "--load-ca-certificate", s.file("root.pem"), "--infile", leaf); !strings.Contains(out, "Chain verification output: Verified") {
 				t.Error(out)

@@ -111,9 +111,9 @@ func requirePrograms(t *testing.T) {
 	for _, program := range []string{"redis-server", "softhsm2-util", "openssl", "curl"} {
 		if _, err := exec.LookPath(program); err != nil {
 			if os.Getenv("CI") == "true" {
-				t.Fatalf("%v; run `make deps`", err)
+				t.Fatalf("%v; run `make test-deps`", err)
 			}
-			t.Skipf("%v; run `make deps`", err)
+			t.Skipf("%v; run `make test-deps`", err)
 		}
 	}
 }
