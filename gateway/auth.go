@@ -25,6 +25,9 @@ type Caller struct {
 	Renewal bool
 	// Serial is that certificate's.
 	Serial serial.Number
+	// held is that certificate, or one of our own that came with another credential:
+	// who shows one is in less of a hurry. nil where there is none.
+	held *held
 	// grant is what an enrollment token allows; nil for other credentials.
 	grant *grant
 }
@@ -55,7 +58,11 @@ func (a *authenticator) authenticate(ctx context.Context, c authCredentials) (*C
 		if strings.HasPrefix(secret, tokenPrefix) {
 			return a.tokens.caller(ctx, secret)
 		}
-		return a.jwt.caller(ctx, secret)
+		caller, err := a.jwt.caller(ctx, secret)
+		if err != nil || c.tls == nil {
+			return caller, err
+		}
+		return a.mtls.holding(caller, c.tls), nil
 	}
 	if c.tls != nil && len(c.tls.PeerCertificates) > 0 {
 		return a.mtls.caller(ctx, c.tls)

@@ -52,9 +52,26 @@ func (a *mtlsAuth) caller(ctx context.Context, state *tls.ConnectionState) (*Cal
 			return nil, err
 		}
 		c.Renewal = true
+		c.held = newHeld(leaf)
 	}
 	c.Roles = rolesOf(a.operators, c.ID)
 	return c, nil
+}
+
+// holding returns the caller of a token together with the valid certificate of ours that
+// came on the same connection, if one did. It proves nothing about the caller, and so
+// is not looked up in the ledger: it only puts a request behind those that have none.
+func (a *mtlsAuth) holding(c *Caller, state *tls.ConnectionState) *Caller {
+	if len(state.VerifiedChains) == 0 {
+		return c
+	}
+	leaf := state.PeerCertificates[0]
+	if ours, err := a.ours(state.VerifiedChains); err != nil || !ours || a.now().After(leaf.NotAfter) {
+		return c
+	}
+	with := *c // callers are shared
+	with.held = newHeld(leaf)
+	return &with
 }
 
 // ours reports whether the certificate was signed by one of our issuers. A chain

@@ -122,7 +122,13 @@ type Limits struct {
 	// MaxInFlight bounds the certificates being issued and calls being served at one
 	// time; beyond it the answer is Overloaded at once.
 	MaxInFlight int `yaml:"max_in_flight"`
-	// RetryAfter is advised to callers who were refused at max_in_flight.
+	// RenewalShare is the share of max_in_flight that renewals may take, above 0 and at
+	// most 1. The rest is kept for first certificates: who renews has a certificate
+	// meanwhile, who starts has none. A renewal is a request whose caller shows a valid
+	// certificate of this CA that has the same names, or the same key.
+	RenewalShare float64 `yaml:"renewal_share"`
+	// RetryAfter is advised to callers who were refused at one of these bounds, spread
+	// from half of it to one and a half, so that they do not come back together.
 	RetryAfter time.Duration `yaml:"retry_after"`
 	// MaxConnections bounds the connections of each listener.
 	MaxConnections int `yaml:"max_connections"`
@@ -180,7 +186,7 @@ func DefaultConfig() Config {
 		RenewAt:         0.6,
 		IssuerRefresh:   5 * time.Second,
 		Limits: Limits{
-			MaxInFlight: 1024, RetryAfter: time.Second, MaxConnections: 10_000,
+			MaxInFlight: 1024, RenewalShare: 0.75, RetryAfter: time.Second, MaxConnections: 10_000,
 			MaxBodyBytes: 128 << 10, MaxBatchBytes: 2 << 20, MaxBatch: 256,
 			MaxHeaderBytes: 32 << 10, MaxConcurrentStreams: 250, StreamConcurrency: 64,
 			HeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -284,6 +290,7 @@ func (l Limits) validate(e *keyErrors) {
 	} {
 		e.require(n.value >= n.min && n.value <= n.max, n.key, fmt.Sprintf("must be %d to %d", n.min, n.max))
 	}
+	e.require(l.RenewalShare > 0 && l.RenewalShare <= 1, "limits.renewal_share", "must be above 0 and at most 1")
 	for _, d := range []struct {
 		key   string
 		value time.Duration
@@ -301,6 +308,9 @@ func (l Limits) validate(e *keyErrors) {
 	e.require(l.MaxInFlight >= l.MaxBatch, "limits.max_in_flight", "must not be less than limits.max_batch")
 	e.require(l.CallTimeout <= l.MaxCallTimeout, "limits.call_timeout", "must not exceed limits.max_call_timeout")
 }
+
+// maxRenewals is what renewal_share leaves renewals; at least one.
+func (l Limits) maxRenewals() int { return max(1, int(l.RenewalShare*float64(l.MaxInFlight))) }
 
 func (o Orders) validate(e *keyErrors) {
 	e.between("orders.sweep_interval", o.SweepInterval, 10*time.Millisecond, time.Hour)

@@ -11,7 +11,7 @@ import (
 // DispatcherConfig bounds the way from the gateway to the signers.
 type DispatcherConfig struct {
 	// MaxPending bounds the calls that wait for a signer's answer; beyond it the answer
-	// is Overloaded at once.
+	// is Overloaded at once. The last quarter is kept for first certificates.
 	MaxPending int `yaml:"max_pending"`
 	// MaxInFlight bounds, for each issuer and priority, the requests that are with the
 	// queue or a signer. What is beyond waits here, callers taking turns, so that one
@@ -38,7 +38,8 @@ type DispatcherConfig struct {
 	// DownGrace is how long calls are still taken when the broker is away: a blip costs
 	// latency, an outage is told at once.
 	DownGrace time.Duration `yaml:"down_grace"`
-	// RetryAfter is what callers are told to wait when something is full.
+	// RetryAfter is what callers are told to wait when something is full, spread from
+	// half of it to one and a half.
 	RetryAfter time.Duration `yaml:"retry_after"`
 	// RecentKeys is how many request keys are remembered as sent, so that a signer looks
 	// into the ledger before it signs a retry. It takes about 50 bytes for each.

@@ -65,7 +65,7 @@ func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.P
 	w := &waiter{call: c, answer: make(chan answer, 1)}
 
 	d.mu.Lock()
-	joined, err := d.admit(c, w)
+	joined, err := d.admit(c, w, p)
 	d.mu.Unlock()
 	if joined || err != nil {
 		return w, err
@@ -91,13 +91,13 @@ func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.P
 }
 
 // admit enters w, and its call unless w joins an earlier one. The caller holds the mutex.
-func (d *Dispatcher) admit(c *call, w *waiter) (joined bool, err error) {
+func (d *Dispatcher) admit(c *call, w *waiter, p queue.Priority) (joined bool, err error) {
 	switch {
 	case !d.open:
 		return false, problem.Down("gateway", d.cfg.RetryAfter, nil)
-	case d.wait >= d.cfg.MaxPending:
+	case d.wait >= d.maxPending(p):
 		d.metrics.refused.WithLabelValues("pending").Inc()
-		return false, problem.Busy("gateway_pending", d.cfg.RetryAfter, "too many requests wait for a signer")
+		return false, problem.Busy("gateway_pending", spread(d.cfg.RetryAfter), "too many requests wait for a signer")
 	}
 	if c.order {
 		d.wait++
@@ -119,6 +119,14 @@ func (d *Dispatcher) admit(c *call, w *waiter) (joined bool, err error) {
 	d.wait++
 	c.waiters = append(c.waiters, w)
 	return joined, nil
+}
+
+// maxPending bounds what may wait. The last quarter is for first certificates alone.
+func (d *Dispatcher) maxPending(p queue.Priority) int {
+	if p == queue.First {
+		return d.cfg.MaxPending
+	}
+	return max(1, d.cfg.MaxPending/4*3)
 }
 
 // encode encodes r with what it lacks: deadline and trace. An order has no deadline

@@ -166,7 +166,7 @@ func (d *Dispatcher) refusal(err error) error {
 		switch api.ErrorCode {
 		case codeStoreFailed, codeInsufficientResources, codeClusterOverrun:
 			d.metrics.refused.WithLabelValues("queue").Inc()
-			return problem.Busy("queue_full", d.cfg.RetryAfter, "the queue to the signers is full")
+			return problem.Busy("queue_full", spread(d.cfg.RetryAfter), "the queue to the signers is full")
 		}
 		d.metrics.refused.WithLabelValues("nats").Inc()
 		return problem.Down("queue", d.cfg.RetryAfter, err)

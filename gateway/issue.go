@@ -41,10 +41,17 @@ func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *cer
 	if err != nil {
 		return nil, err
 	}
+	priority := c.priority(p.request)
+	if priority == queue.Renewal {
+		if err := s.renewing.acquire(1); err != nil {
+			return nil, err
+		}
+		defer s.renewing.release(1)
+	}
 	if err := s.spend(ctx, c, p); err != nil {
 		return nil, err
 	}
-	result, err := s.signer.Do(ctx, p.sign, c.priority())
+	result, err := s.signer.Do(ctx, p.sign, priority)
 	if err != nil {
 		return nil, err
 	}
@@ -149,14 +156,6 @@ func (s *service) spend(ctx context.Context, c *Caller, p *prepared) error {
 	use := ledger.NewRequestKey(string(p.key[:]), string(p.csr[:]))
 	_, err := s.ledger.UseToken(ctx, c.grant.hash, use, min(p.reuse, p.request.Lifetime/2))
 	return err
-}
-
-// priority lets a workload that has nothing go before one that renews in good time.
-func (c *Caller) priority() queue.Priority {
-	if c.Renewal {
-		return queue.Renewal
-	}
-	return queue.First
 }
 
 // issueMany issues several certificates at once; the failure of one is that one's. It

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -34,5 +35,9 @@ func (l *limiter) release(n int) { l.used.Add(-int64(n)) }
 func (l *limiter) full() bool { return l.used.Load() >= l.max }
 
 func (l *limiter) refusal() error {
-	return problem.Busy(l.rule, l.retryAfter, "this gateway has as many requests in work as it may; try again, or another gateway")
+	return problem.Busy(l.rule, spread(l.retryAfter), "this gateway has as many requests in work as it may; try again, or another gateway")
 }
+
+// spread returns a time between half of d and one and a half of it: those who are
+// refused together must not come back together.
+func spread(d time.Duration) time.Duration { return d/2 + rand.N(d+1) }

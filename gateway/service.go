@@ -27,6 +27,7 @@ type service struct {
 	issuers   *issuerCache
 	profiles  *profile.Set // set by Run before the first request
 	inFlight  *limiter
+	renewing  *limiter // renewals among them: the rest is kept for first certificates
 	waiting   *limiter
 	log       *slog.Logger
 	now       func() time.Time
