@@ -133,6 +133,9 @@ func (l *Ledger) deleteExpired(ctx context.Context, m *Maintenance) error {
 		first, last := b[0].First(), b[1].First() // the last bucket may hold a living one
 		errs = append(errs, l.deleteAll(ctx, m, `DELETE FROM revocations WHERE serial IN (
 			SELECT serial FROM revocations WHERE serial >= $1 AND serial < $2 LIMIT $3)`, first[:], last[:]))
+		// The epoch's count of what it discarded stays.
+		errs = append(errs, l.deleteAll(ctx, m, `DELETE FROM signature_strays WHERE serial IN (
+			SELECT serial FROM signature_strays WHERE serial >= $1 AND serial < $2 LIMIT $3)`, first[:], last[:]))
 	}
 	errs = append(errs, l.deleteAll(ctx, m, `DELETE FROM orders WHERE id IN (
 			SELECT id FROM orders WHERE expires_at IS NOT NULL AND expires_at <= $1 LIMIT $2)`, now))

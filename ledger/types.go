@@ -92,11 +92,46 @@ type Epoch struct {
 	Issuer  int32
 	Token   string // serial number of the HSM token
 	Started time.Time
-	// Signatures made in the epoch, as the signer last reported; Final when it has
-	// reported at its shutdown.
-	Signatures int64
-	Final      bool
+	// EpochReport is what the signer last reported. ReportedAt is when; zero: never.
+	EpochReport
+	ReportedAt time.Time
 }
+
+// EpochReport is what a signer says of the signatures of an epoch so far.
+type EpochReport struct {
+	// Signatures is how many were made, CRLs' included. Those of which nobody knows
+	// whether they were made, because the process died meanwhile, are counted as made.
+	Signatures int64
+	// Committed became rows; Discarded did not and are recorded as strays; CRLs are
+	// signatures of CRLs. What of Signatures is in none of the three is at work.
+	Committed, Discarded, CRLs int64
+	// Final says that there will be no more.
+	Final bool
+}
+
+// Stray is a signature that has no row, and never left the signer.
+type Stray struct {
+	Serial serial.Number
+	Reason StrayReason
+	// Recorded is when the signer, or its successor, wrote it down.
+	Recorded time.Time
+}
+
+// StrayReason says why a signature has no row.
+type StrayReason string
+
+// The reasons.
+const (
+	// StrayDuplicate: the request had a certificate already.
+	StrayDuplicate StrayReason = "duplicate"
+	// StrayRefused: the ledger refused the row, or the token signed wrongly.
+	StrayRefused StrayReason = "refused"
+	// StrayUnknown: it is not known whether the ledger stored it; it was not there when
+	// the signer looked. A row that comes later ends the stray.
+	StrayUnknown StrayReason = "unknown"
+	// StrayDied: the process died between the signature, or the call for it, and the row.
+	StrayDied StrayReason = "died"
+)
 
 // Issuer is one generation of an issuing key with its certificate.
 type Issuer struct {

@@ -1,11 +1,14 @@
 package ledgertest
 
 import (
+	"crypto/rand"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/serial"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -14,6 +17,7 @@ var issuerTests = map[string]func(*testing.T, *env){
 	"OCSP signers":                       ocspSigners,
 	"epochs are never given twice":       epochs,
 	"signatures only grow":               signatures,
+	"an account closes when every signature has a row or is a stray": account,
 }
 
 func issuerGenerations(t *testing.T, e *env) {
@@ -90,4 +94,64 @@ func signatures(t *testing.T, e *env) {
 		t.Errorf("epochs %+v", all)
 	}
 	wantKind(t, e.ReportSignatures(t.Context(), id+1, 1, false), problem.NotFound)
+}
+
+func account(t *testing.T, e *env) {
+	id, err := e.StartEpoch(t.Context(), ledger.Epoch{Signer: "s", Issuer: 1, Token: "t"})
+	noError(t, err)
+	serialOf := func() serial.Number {
+		n, err := serial.New(rand.Reader, id, e.clock.Now(), e.clock.Now().Add(time.Hour))
+		noError(t, err)
+		return n
+	}
+	committed := e.entry(t, time.Hour)
+	committed.Serial = serialOf()
+	commitOne(t, e.Ledger, committed)
+	duplicate, died := serialOf(), serialOf()
+	state := func() (ledger.Account, ledger.AccountState) {
+		t.Helper()
+		all, err := e.Accounts(t.Context())
+		noError(t, err)
+		if len(all) != 1 || all[0].ID != id {
+			t.Fatalf("accounts %+v", all)
+		}
+		return all[0], all[0].State(e.clock.Now(), time.Minute)
+	}
+	report := ledger.EpochReport{Signatures: 4, Committed: 1, Discarded: 1, CRLs: 1}
+	noError(t, e.ReportEpoch(t.Context(), id, report))
+	if _, s := state(); s != ledger.AccountRunning {
+		t.Errorf("while it reports: %s", s)
+	}
+	e.clock.advance(2 * time.Minute)
+	if _, s := state(); s != ledger.AccountDied {
+		t.Errorf("silent for two minutes: %s", s)
+	}
+	report.Final = true
+	noError(t, e.ReportEpoch(t.Context(), id, report))
+	// The serial that has a row was a stray when its signer looked.
+	strays := []ledger.Stray{{Serial: duplicate, Reason: ledger.StrayDuplicate}, {Serial: committed.Serial, Reason: ledger.StrayUnknown}}
+	noError(t, e.RecordStrays(t.Context(), strays))
+	if a, s := state(); s != ledger.AccountBroken || a.Accounted() != 3 {
+		t.Errorf("one signature is missing: %s, %d of %d", s, a.Accounted(), a.Signatures)
+	}
+	for range 2 {
+		noError(t, e.RecordStrays(t.Context(), []ledger.Stray{{Serial: died, Reason: ledger.StrayDied}}))
+	}
+	a, s := state()
+	if s != ledger.AccountClosed || a.Rows != 1 || len(a.Strays) != 2 {
+		t.Errorf("everything is accounted for: %s, %+v", s, a)
+	}
+	// The rows leave; what the signer has counted stays.
+	report.Discarded = 2
+	noError(t, e.ReportEpoch(t.Context(), id, report))
+	e.clock.advance(14 * 24 * time.Hour)
+	if _, err := e.Maintain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := e.count(t, `SELECT count(*) FROM signature_strays`); n != 0 {
+		t.Errorf("%d strays are left after their time", n)
+	}
+	if a, s := state(); s != ledger.AccountClosed || !a.RowsLeft {
+		t.Errorf("after the rows have left: %s, %+v", s, a)
+	}
 }
