@@ -13,9 +13,10 @@ import (
 	"github.com/certmill/certmill/ledger"
 )
 
-// IssuerKey is an issuer's key for its CRLs. It is not part of an epoch: epochs are
-// compared with certificates, and CRLs have numbers of their own in the ledger, which
-// are reserved before they are signed.
+// IssuerKey is an issuer's key for what is no end entity's certificate: its CRLs and
+// the certificates of its OCSP signers. It is not part of the signer's epoch, which is
+// compared with certificates: CRLs have numbers of their own in the ledger, reserved
+// before they are signed, and an OCSP signer's certificate has an epoch of its own.
 type IssuerKey struct {
 	scheme *scheme
 	key    ContextSigner
@@ -56,6 +57,9 @@ func (k *IssuerKey) Algorithm() []byte { return k.scheme.identifier }
 
 // Hash is what Sign takes the digest of; 0 means that it takes the message itself.
 func (k *IssuerKey) Hash() crypto.Hash { return k.scheme.options.HashFunc() }
+
+// TokenSerial names the token in epoch rows.
+func (k *IssuerKey) TokenSerial() string { return k.token.Serial() }
 
 // Sign signs and verifies the signature. A token that signed wrongly is taken out of
 // service, as it is for a certificate.

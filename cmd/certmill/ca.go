@@ -114,7 +114,10 @@ func caInitCommand() *cobra.Command {
 func caRenewCommand() *cobra.Command {
 	var specFile string
 	c := &cobra.Command{
-		Use: "renew-ocsp", Short: "Renew the OCSP signer's certificate where it is due; run it daily", Args: cobra.NoArgs,
+		Use: "renew-ocsp", Short: "Renew the OCSP signer's certificate where it is due", Args: cobra.NoArgs,
+		Long: `Renew the OCSP signer's certificate where it is due. Signers do so by themselves
+("ocsp_signers" in their configuration); this is for an installation that has switched
+that off, and for the day on which no signer runs.`,
 	}
 	source := sourceFlags(c)
 	c.Flags().StringVar(&specFile, "spec", "", "the file that `ca init` was given")

@@ -2,6 +2,7 @@ package ceremony
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ type CA struct {
 	// Made says that this ceremony made the certificate.
 	Made bool
 
-	key *hsm.Key
+	key caKey
 }
 
 // Delegate is a delegated OCSP signer as it stands in the ledger and in the token.
@@ -107,7 +108,8 @@ func (c *ceremony) ca(ctx context.Context, spec CASpec, parent *CA) (*CA, error)
 	template := caTemplate(spec, parent == nil)
 	// The root serves no requests: its generation is never the active one of a signer.
 	row := ledger.Issuer{Name: spec.Name, State: ledger.IssuerRetired, KeyURI: key.URI()}
-	signer := &CA{key: key}
+	own := tokenKey{key}
+	signer := &CA{key: own}
 	var signerID int32
 	if parent != nil {
 		signer, signerID = parent, parent.Issuer.ID
@@ -125,7 +127,7 @@ func (c *ceremony) ca(ctx context.Context, spec CASpec, parent *CA) (*CA, error)
 		return nil, fmt.Errorf("registering %q: %w", spec.Name, err)
 	}
 	c.Log.Info("CA made", "name", spec.Name, "subject", cert.Subject.String(), "until", cert.NotAfter, "id", row.ID)
-	return &CA{Issuer: row, Certificate: cert, Made: true, key: key}, nil
+	return &CA{Issuer: row, Certificate: cert, Made: true, key: own}, nil
 }
 
 // registered returns the newest generation of a CA that the ledger knows, the active
@@ -153,7 +155,7 @@ func (c *ceremony) registered(ctx context.Context, name string) (*CA, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the key of %q, which the ledger knows: %w", name, err)
 	}
-	return &CA{Issuer: *row, Certificate: cert, key: key}, nil
+	return &CA{Issuer: *row, Certificate: cert, key: tokenKey{key}}, nil
 }
 
 // key returns the key with this label, made where the token does not have it: a
@@ -169,30 +171,36 @@ func (c *ceremony) key(ctx context.Context, label string, algorithm hsm.Algorith
 // delegate returns the OCSP signer of the issuing CA, with a new certificate where
 // there is none or it ends soon. The key stays the same.
 func (c *ceremony) delegate(ctx context.Context, issuing *CA) (*Delegate, error) {
-	spec := c.spec.OCSP
-	there, err := c.newestDelegate(ctx, issuing)
+	there, err := c.newestDelegate(ctx, issuing.Issuer.ID)
 	if err != nil {
 		return nil, err
 	}
-	if there != nil && c.Now().Before(there.Certificate.NotAfter.Add(-spec.RenewBefore.D())) {
+	if there != nil && !c.spec.OCSP.due(there.Certificate, issuing.Certificate, c.Now()) {
 		return there, nil
 	}
-	// A delegate is as long-lived as its CA at most; then there is nothing to renew.
-	if there != nil && !there.Certificate.NotAfter.Before(issuing.Certificate.NotAfter) {
-		return there, nil
-	}
-	key, err := c.key(ctx, delegateLabel(issuing), spec.KeyAlgorithm)
+	public, uri, err := c.delegateKey(ctx, issuing)
 	if err != nil {
 		return nil, err
 	}
+	return c.makeDelegate(ctx, issuing, public, uri)
+}
+
+// due reports whether a delegate is to be made anew. One that is as long-lived as its
+// CA is not: there is nothing to renew it to.
+func (o OCSPSpec) due(delegate, issuing *x509.Certificate, now time.Time) bool {
+	return !now.Before(delegate.NotAfter.Add(-o.RenewBefore.D())) && delegate.NotAfter.Before(issuing.NotAfter)
+}
+
+// makeDelegate has the issuing CA certify a delegate's key, and registers it.
+func (c *ceremony) makeDelegate(ctx context.Context, issuing *CA, public crypto.PublicKey, uri string) (*Delegate, error) {
 	cert, err := c.issue(ctx, request{
-		template: ocspTemplate(issuing.Certificate), public: key.Public(),
-		signer: issuing, issuer: issuing.Issuer.ID, lifetime: spec.Lifetime.D(),
+		template: ocspTemplate(issuing.Certificate), public: public,
+		signer: issuing, issuer: issuing.Issuer.ID, lifetime: c.spec.OCSP.Lifetime.D(),
 	})
 	if err != nil {
 		return nil, err
 	}
-	row := ledger.OCSPSigner{Issuer: issuing.Issuer.ID, DER: cert.Raw, KeyURI: key.URI()}
+	row := ledger.OCSPSigner{Issuer: issuing.Issuer.ID, DER: cert.Raw, KeyURI: uri}
 	if row.ID, err = c.book.PutOCSPSigner(ctx, row); err != nil {
 		return nil, fmt.Errorf("registering the OCSP signer: %w", err)
 	}
@@ -206,14 +214,16 @@ func delegateLabel(issuing *CA) string {
 	return fmt.Sprintf("%s ocsp %x", issuing.Issuer.Name, issuing.Certificate.SubjectKeyId[:tagSize])
 }
 
-func (c *ceremony) newestDelegate(ctx context.Context, issuing *CA) (*Delegate, error) {
+// newestDelegate returns the delegate of an issuer that is valid for longest, nil where
+// it has none.
+func (c *ceremony) newestDelegate(ctx context.Context, issuer int32) (*Delegate, error) {
 	rows, err := c.book.OCSPSigners(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading the OCSP signers: %w", err)
 	}
 	var newest *Delegate
 	for _, row := range rows {
-		if row.Issuer != issuing.Issuer.ID {
+		if row.Issuer != issuer {
 			continue
 		}
 		cert, err := x509.ParseCertificate(row.DER)

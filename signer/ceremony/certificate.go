@@ -111,7 +111,7 @@ func (c *ceremony) issue(ctx context.Context, r request) (*x509.Certificate, err
 	if t.NotBefore, t.NotAfter, err = c.validity(r.lifetime, r.signer.Certificate); err != nil {
 		return nil, err
 	}
-	epoch, err := c.book.StartEpoch(ctx, ledger.Epoch{Signer: "ceremony", Issuer: r.issuer, Token: c.token.Info().Serial})
+	epoch, err := c.book.StartEpoch(ctx, ledger.Epoch{Signer: "ceremony", Issuer: r.issuer, Token: r.signer.key.Serial()})
 	if err != nil {
 		return nil, fmt.Errorf("starting an epoch: %w", err)
 	}
@@ -136,7 +136,7 @@ func (c *ceremony) issue(ctx context.Context, r request) (*x509.Certificate, err
 
 // create lints the certificate under a throw-away key, has the token sign it, and
 // checks what came out.
-func create(ctx context.Context, t, parent *x509.Certificate, public crypto.PublicKey, key *hsm.Key) (*x509.Certificate, error) {
+func create(ctx context.Context, t, parent *x509.Certificate, public crypto.PublicKey, key caKey) (*x509.Certificate, error) {
 	if err := lintFirst(t, parent, public); err != nil {
 		return nil, err
 	}
@@ -151,23 +151,41 @@ func create(ctx context.Context, t, parent *x509.Certificate, public crypto.Publ
 	return cert, check(cert, parent)
 }
 
-// signer makes a key of the token a crypto.Signer that obeys a context and whose
-// signatures are checked; a wrong one takes the token out of service.
-type signer struct {
-	ctx context.Context
-	*hsm.Key
+// caKey signs for a CA.
+type caKey interface {
+	Public() crypto.PublicKey
+	// Serial is that of the token, for the epoch.
+	Serial() string
+	// sign returns a signature that has been verified with the CA's key.
+	sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error)
 }
 
-func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	sig, err := s.SignContext(s.ctx, digest, opts)
+// tokenKey is a key in a token that is at hand. A wrong signature takes the token out
+// of service.
+type tokenKey struct{ *hsm.Key }
+
+func (k tokenKey) Serial() string { return k.Token().Info().Serial }
+
+func (k tokenKey) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	sig, err := k.SignContext(ctx, digest, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := hsm.Verify(s.Public(), digest, sig, opts); err != nil {
-		s.Token().Condemn(err)
+	if err := hsm.Verify(k.Public(), digest, sig, opts); err != nil {
+		k.Token().Condemn(err)
 		return nil, err
 	}
 	return sig, nil
+}
+
+// signer makes a caKey a crypto.Signer that obeys a context.
+type signer struct {
+	ctx context.Context
+	caKey
+}
+
+func (s signer) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return s.sign(s.ctx, digest, opts)
 }
 
 // lints returns zlint's lints for certificates of any PKI; the CA/Browser Forum's are for

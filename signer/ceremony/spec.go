@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -59,6 +60,10 @@ type CASpec struct {
 type OCSPSpec struct {
 	// KeyAlgorithm is as for a CA. Few OCSP clients know Ed25519.
 	KeyAlgorithm hsm.Algorithm `yaml:"key_algorithm"`
+	// KeyFile keeps the delegate's key in software: the file (PEM, PKCS #8) where the
+	// presigners find it too, made where it is not there. {issuer} stands for the issuing
+	// CA's name. Empty: the key is in the token.
+	KeyFile string `yaml:"key_file"`
 	// Lifetime is how long the delegate's certificate is valid. It cannot be revoked
 	// (id-pkix-ocsp-nocheck), so keep it short.
 	Lifetime profile.Duration `yaml:"lifetime"`
@@ -136,6 +141,9 @@ func (o OCSPSpec) validate(key string) error {
 	}
 	if o.RenewBefore <= 0 || o.RenewBefore >= o.Lifetime {
 		errs = append(errs, fmt.Errorf("%s.renew_before: must be positive and shorter than lifetime", key))
+	}
+	if o.KeyFile != "" && !filepath.IsAbs(o.KeyFile) {
+		errs = append(errs, fmt.Errorf("%s.key_file: must be an absolute path: presigners find the key by it", key))
 	}
 	return errors.Join(errs...)
 }

@@ -100,11 +100,11 @@ func (d *dev) due(c ownCertificate) (bool, error) {
 	return cert.CheckSignatureFrom(root) != nil, nil
 }
 
-// renewOwn looks after our own certificates and the OCSP signer's while ctx lasts.
+// renewOwn looks after our own certificates while ctx lasts. The OCSP signer's is the
+// signers' to renew.
 func (d *dev) renewOwn(ctx context.Context) {
 	for pause(ctx, 6*time.Hour) {
-		_, err := d.command(ctx, "ca", "renew-ocsp", "--config", d.signerConfig())
-		if err = errors.Join(err, d.issueOwn(ctx)); err != nil && ctx.Err() == nil {
+		if err := d.issueOwn(ctx); err != nil && ctx.Err() == nil {
 			d.say("renewing the service's own certificates failed, tried again in 6h: %v", err)
 		}
 	}

@@ -206,13 +206,26 @@ func (s *service) kill(t *testing.T, role string) {
 // run runs the binary in the service's folder and returns what it printed.
 func (s *service) run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
+	cmd := s.command(t, args...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// printed is run without what goes to stderr.
+func (s *service) printed(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	out, err := s.command(t, args...).Output()
+	return string(out), err
+}
+
+func (s *service) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
+	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "CERTMILL_CONTEXT="+filepath.Join(s.dir, "cli.yaml"))
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	return cmd
 }
 
 // runJSON runs the binary with -o json and decodes what it printed.

@@ -8,12 +8,14 @@ import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/ocsp/crl"
 	"github.com/certmill/certmill/signer"
+	"github.com/certmill/certmill/signer/ceremony"
 	"github.com/certmill/certmill/signer/hsm"
 )
 
@@ -30,11 +32,13 @@ type SignerConfig struct {
 	signer.Config `yaml:",inline"`
 	// CRL says how this signer makes CRLs, where profiles have them.
 	CRL crl.Config `yaml:"crl"`
+	// OCSPSigners says how this signer renews the certificates of delegated OCSP signers.
+	OCSPSigners ceremony.RenewConfig `yaml:"ocsp_signers"`
 }
 
 // DefaultSigner returns the defaults.
 func DefaultSigner() SignerConfig {
-	return SignerConfig{Config: signer.DefaultConfig(), CRL: crl.DefaultConfig()}
+	return SignerConfig{Config: signer.DefaultConfig(), CRL: crl.DefaultConfig(), OCSPSigners: ceremony.DefaultRenewConfig()}
 }
 
 // Validate reports everything that is wrong.
@@ -42,6 +46,9 @@ func (c SignerConfig) Validate() error {
 	err := c.Config.Validate()
 	if cerr := c.CRL.Validate(); cerr != nil {
 		err = errors.Join(err, fmt.Errorf("crl: %w", cerr))
+	}
+	if oerr := c.OCSPSigners.Validate(); oerr != nil {
+		err = errors.Join(err, fmt.Errorf("ocsp_signers: %w", oerr))
 	}
 	return err
 }
@@ -62,7 +69,8 @@ func LoadSigner(s Source) (SignerConfig, error) {
 	return load("signer", DefaultSigner(), hsmElements, s)
 }
 
-// Signer runs a signer until ctx ends, and with it a maker of CRLs.
+// Signer runs a signer until ctx ends, and with it a maker of CRLs and a renewer of
+// OCSP signers.
 func Signer(ctx context.Context, s Source) error {
 	cfg, err := LoadSigner(s)
 	if err != nil {
@@ -74,17 +82,18 @@ func Signer(ctx context.Context, s Source) error {
 			return err
 		}
 		running(r)
-		return inOrder(ctx, r.Run, func(ctx context.Context) error { return makeCRLs(ctx, cfg, r, tel) })
+		return inOrder(ctx, r.Run, func(ctx context.Context) error { return revocationServices(ctx, cfg, r, tel) })
 	})
 }
 
-// crlConnections is how many connections to the ledger the maker of CRLs has: it must
-// not take those of certificates.
-const crlConnections = 4
+// revocationConnections is how many connections to the ledger CRLs and OCSP signers
+// have together: they must not take those of certificates.
+const revocationConnections = 4
 
-// makeCRLs runs the maker of CRLs beside a signer, with the signer's keys and profiles.
-func makeCRLs(ctx context.Context, cfg SignerConfig, r *signer.Signer, tel *telemetry.Telemetry) error {
-	cfg.Ledger.MaxConnections = crlConnections
+// revocationServices makes CRLs and renews OCSP signers beside a signer, with the
+// signer's keys and profiles.
+func revocationServices(ctx context.Context, cfg SignerConfig, r *signer.Signer, tel *telemetry.Telemetry) error {
+	cfg.Ledger.MaxConnections = revocationConnections
 	quiet := *tel
 	quiet.Registry = prometheus.NewRegistry() // the signer's pool has the metrics' names
 	book, err := openLedger(ctx, cfg.Ledger, &quiet)
@@ -100,7 +109,7 @@ func makeCRLs(ctx context.Context, cfg SignerConfig, r *signer.Signer, tel *tele
 		Key: func(ctx context.Context, issuer ledger.Issuer) (crl.Key, error) {
 			key, err := r.IssuerKey(ctx, issuer)
 			if err != nil {
-				return nil, err
+				return nil, err // not a nil key in an interface
 			}
 			return key, nil
 		},
@@ -109,7 +118,23 @@ func makeCRLs(ctx context.Context, cfg SignerConfig, r *signer.Signer, tel *tele
 	if err != nil {
 		return err
 	}
-	return maker.Run(ctx)
+	renewer, err := ceremony.NewRenewer(cfg.OCSPSigners, ceremony.RenewDeps{
+		Ledger: book, Log: tel.Log, Registry: tel.Registry,
+		Key: func(ctx context.Context, issuer ledger.Issuer) (ceremony.IssuerKey, error) {
+			key, err := r.IssuerKey(ctx, issuer)
+			if err != nil {
+				return nil, err
+			}
+			return key, nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return maker.Run(ctx) })
+	group.Go(func() error { return renewer.Run(ctx) })
+	return group.Wait()
 }
 
 func wantedCRLs(profiles *profile.Set) (wanted []crl.Wanted) {
