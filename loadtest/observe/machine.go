@@ -1,6 +1,7 @@
 package observe
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -17,6 +18,17 @@ type Machine struct {
 	Go     string `json:"go"`
 	// Build is the revision of this program.
 	Build string `json:"build,omitempty"`
+}
+
+// String is one line for people.
+func (m Machine) String() string {
+	text := fmt.Sprintf("%d cores, %s, %s", m.Cores, m.OS, m.Go)
+	for _, part := range []string{m.CPU, m.Memory, m.Kernel} {
+		if part != "" {
+			text += ", " + part
+		}
+	}
+	return text
 }
 
 // Here describes this machine.

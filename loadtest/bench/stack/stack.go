@@ -1,0 +1,168 @@
+// Package stack runs the whole service on this machine for a benchmark, as
+// `certmill dev` does, and puts it under load by `certmill loadtest`: both are
+// processes of their own, as they are for users.
+package stack
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/certmill/certmill/loadtest/report"
+)
+
+// startWithin bounds the start of a stack, the first use of its folder included.
+const startWithin = 2 * time.Minute
+
+// Stack is a running `certmill dev`.
+type Stack struct {
+	// Dir is its data directory, Binary the program that runs it.
+	Dir, Binary string
+	cmd         *exec.Cmd
+	stderr      bytes.Buffer
+	said        chan string
+	env         []string
+}
+
+// Start runs `certmill dev` on dir with further arguments and environment (NAME=value)
+// and returns when everything is up. Stop ends it.
+func Start(ctx context.Context, binary, dir string, env []string, args ...string) (*Stack, error) {
+	s := &Stack{Dir: dir, Binary: binary, said: make(chan string, 1), env: append(os.Environ(), env...)}
+	s.cmd = exec.Command(binary, append([]string{"dev", "--dir", dir, "--quiet"}, args...)...)
+	s.cmd.Env, s.cmd.Stderr = s.env, &s.stderr
+	// In a group of its own: Ctrl-C reaches it through us, once nobody needs it any more.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.cmd.Start(); err != nil {
+		return nil, err
+	}
+	up := make(chan struct{})
+	go func() {
+		var text strings.Builder
+		var once sync.Once
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			fmt.Fprintln(&text, lines.Text())
+			if strings.HasPrefix(lines.Text(), "certmill is up") {
+				once.Do(func() { close(up) })
+			}
+		}
+		s.said <- text.String()
+	}()
+	timer := time.NewTimer(startWithin)
+	defer timer.Stop()
+	select {
+	case <-up:
+		return s, nil
+	case text := <-s.said:
+		return nil, fmt.Errorf("certmill dev did not come up: %w\n%s%s", s.cmd.Wait(), text, s.stderr.String())
+	case <-timer.C:
+		err = fmt.Errorf("certmill dev was not up after %s", startWithin)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	return nil, errors.Join(err, s.Stop())
+}
+
+// Stop ends the stack in order and waits for it.
+func (s *Stack) Stop() error {
+	_ = s.cmd.Process.Signal(os.Interrupt) // it may have ended
+	text := <-s.said
+	if err := s.cmd.Wait(); err != nil {
+		return fmt.Errorf("certmill dev: %w\n%s%s", err, text, s.stderr.String())
+	}
+	return nil
+}
+
+// Command returns a command of this stack's program in this stack's environment.
+func (s *Stack) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command(s.Binary, args...)
+	cmd.Env = s.env
+	return cmd
+}
+
+// Load is one run of `certmill loadtest run` on the stack.
+func (s *Stack) Load(ctx context.Context, args ...string) (*report.Run, error) {
+	return Load(ctx, s.Binary, append([]string{"--dev", s.Dir}, args...)...)
+}
+
+// Load is one run of `certmill loadtest run`. A run with a wrong answer, or without
+// any, is an error.
+func Load(ctx context.Context, binary string, args ...string) (*report.Run, error) {
+	cmd := exec.CommandContext(ctx, binary, append([]string{"-o", "json", "loadtest", "run"}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("loadtest %s: %w\n%s", strings.Join(args, " "), err, stderr.String())
+	}
+	r, err := Result(out)
+	if err != nil {
+		return nil, err
+	}
+	return &r.Runs[0], nil
+}
+
+// Result reads what `certmill -o json loadtest run` prints.
+func Result(data []byte) (*report.Result, error) {
+	var r report.Result
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, fmt.Errorf("reading what loadtest says: %w", err)
+	}
+	if len(r.Runs) == 0 || r.Runs[0].OK == 0 {
+		return nil, errors.New("loadtest got no answer")
+	}
+	return &r, nil
+}
+
+// PeakMemory returns the largest resident memory in bytes that each role has had since
+// its start, by the name of its process: gateway, signer-1, …
+func (s *Stack) PeakMemory() (map[string]int64, error) {
+	files, err := filepath.Glob(filepath.Join(s.Dir, "run", "*.pid"))
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int64{}
+	for _, file := range files {
+		pid, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		peak, err := peakMemory(strings.TrimSpace(string(pid)))
+		if err != nil {
+			return nil, err
+		}
+		out[strings.TrimSuffix(filepath.Base(file), ".pid")] = peak
+	}
+	return out, nil
+}
+
+// peakMemory reads VmHWM of proc(5).
+func peakMemory(pid string) (int64, error) {
+	data, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			return kb << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %s tells no VmHWM", pid)
+}

@@ -1,0 +1,128 @@
+// Command system measures the whole service on this machine beside the yardstick of
+// `certmill loadtest floor`, in one run, and ends with one line of ratios. It brings up
+// its own stack as `certmill dev` does: SoftHSM with a P-256 key, two signers,
+// PostgreSQL with fsync and synchronous_commit on, HTTPS keep-alive, client
+// certificates, every check on. `make bench-system` runs it.
+//
+// A certificate is what the shipped profile `short` makes: P-256, 24 hours, no
+// revocation, so nothing is signed for it but itself.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/certmill/certmill/loadtest/bench/stack"
+	"github.com/certmill/certmill/loadtest/observe"
+)
+
+// parts are what can be measured, in the order in which they are.
+var parts = []string{"throughput", "latency", "protocols", "ocsp", "scale"}
+
+// options are the flags.
+type options struct {
+	binary  string
+	out     string
+	parts   []string
+	rounds  int
+	callers int
+	hsm     modelHSM
+}
+
+func main() {
+	o := options{}
+	flag.StringVar(&o.binary, "bin", "bin/certmill", "the program to measure")
+	flag.StringVar(&o.out, "out", "bench-system.json", "file for the figures")
+	chosen := flag.String("parts", strings.Join(parts, ","), "what to measure")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often floor and service take turns")
+	flag.IntVar(&o.callers, "callers", 64, "callers of the closed loop, each on a connection of its own")
+	flag.IntVar(&o.hsm.cores, "hsm-cores", 4, "scale: cores of each signer's HSM")
+	flag.DurationVar(&o.hsm.latency, "hsm-latency", 40*time.Millisecond, "scale: how long a signature takes on one of them")
+	flag.Parse()
+	o.parts = strings.Split(*chosen, ",")
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, &o); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-system:", err)
+		os.Exit(1)
+	}
+}
+
+func (o *options) validate() error {
+	for _, p := range o.parts {
+		if !slices.Contains(parts, p) {
+			return fmt.Errorf("-parts: there are %s, not %q", strings.Join(parts, ", "), p)
+		}
+	}
+	if o.rounds < 1 || o.callers < 1 || o.hsm.cores < 1 || o.hsm.latency < time.Millisecond {
+		return errors.New("-rounds, -callers and -hsm-cores are at least 1, -hsm-latency at least 1ms")
+	}
+	var err error
+	o.binary, err = filepath.Abs(o.binary)
+	return err
+}
+
+func run(ctx context.Context, o *options) (err error) {
+	if err := o.validate(); err != nil {
+		return err
+	}
+	began := time.Now()
+	work, err := os.MkdirTemp("", "certmill-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	// PostgreSQL's own user must be able to pass through.
+	if err := os.Chmod(work, 0o711); err != nil {
+		return err
+	}
+	r := &figures{Started: began, Machine: observe.Here(), Parts: o.parts}
+	fmt.Printf("%s\n", r.Machine)
+	dir := filepath.Join(work, "service")
+	if err := measureService(ctx, o, dir, r); err != nil {
+		return err
+	}
+	if slices.Contains(o.parts, "scale") {
+		if r.Scale, err = measureScale(ctx, o, dir); err != nil {
+			return err
+		}
+		r.Scale.print()
+	}
+	r.Seconds = time.Since(began).Seconds()
+	if err := r.write(o.out); err != nil {
+		return err
+	}
+	fmt.Printf("\nall of it took %.0f s; the figures are in %s\n%s\n", r.Seconds, o.out, r.line())
+	return nil
+}
+
+// measureService measures all that the ordinary stack shows.
+func measureService(ctx context.Context, o *options, dir string, r *figures) (err error) {
+	s, err := stack.Start(ctx, o.binary, dir, nil, "--signers", "2")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Stop()) }()
+	b := &bench{options: o, stack: s, figures: r}
+	for _, step := range []struct {
+		part string
+		do   func(context.Context) error
+	}{{"throughput", b.throughput}, {"latency", b.latency}, {"protocols", b.protocols}, {"ocsp", b.ocsp}} {
+		if !slices.Contains(o.parts, step.part) {
+			continue
+		}
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.part, err)
+		}
+	}
+	return b.memory()
+}

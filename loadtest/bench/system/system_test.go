@@ -1,0 +1,56 @@
+package main
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/certmill/certmill/loadtest/bench/cryptocost"
+	"github.com/certmill/certmill/loadtest/engine"
+	"github.com/certmill/certmill/loadtest/report"
+)
+
+func TestARateOfAStepIsThatOfItsTime(t *testing.T) {
+	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	at := func(s float64) time.Time { return start.Add(seconds64(s)) }
+	r := &report.Result{Started: start, Runs: []report.Run{{Summary: engine.Summary{OK: 2000, Failed: 3}}}}
+	for i := range 20 {
+		rate := int64(100)
+		if i >= 10 {
+			rate = 190
+		}
+		r.Runs[0].Series = append(r.Runs[0].Series, engine.Point{At: float64(i), Seconds: 1, OK: rate})
+		r.Runs[0].Samples = append(r.Runs[0].Samples, report.Sample{At: float64(i), Machine: float64(rate) / 100})
+	}
+	s := &scale{Steps: []step{{Signers: 1, from: at(2.5), to: at(8.5)}, {Signers: 2, from: at(10.5), to: at(16.5)}}}
+	if err := s.take(r); err != nil {
+		t.Fatal(err)
+	}
+	two := s.Steps[1]
+	if s.Steps[0].Rate != 100 || two.Rate != 190 || math.Abs(two.Linear-0.95) > 1e-9 || math.Abs(two.Machine-1.9) > 1e-9 || s.Failed != 3 {
+		t.Errorf("%+v", s)
+	}
+	nothing := &scale{Steps: []step{{Signers: 1, from: at(30), to: at(35)}}}
+	if err := nothing.take(r); err == nil {
+		t.Error("a step without an answer has a rate")
+	}
+}
+
+func TestTheLastLineHoldsWhatWasMeasured(t *testing.T) {
+	turn := func(floor, rate, cpu, crypto float64) round {
+		return round{Floor: floor, Rate: rate, CPU: cpu, Crypto: cryptocost.Cost{Sum: crypto}}
+	}
+	tp := &throughput{Rounds: []round{turn(100, 80, 300, 200), turn(200, 180, 320, 200), turn(400, 280, 400, 200)}}
+	tp.summarise()
+	f := &figures{
+		Throughput: tp, Latency: newLatency(90, &report.Run{Summary: engine.Summary{Latency: engine.Quantiles{P50: 5.04, P99: 20.26}}}),
+		Scale: &scale{Steps: []step{{Signers: 1, Linear: 1}, {Signers: 16, Linear: 0.97}}},
+	}
+	// The ratios are medians of the rounds' own, not ratios of medians.
+	if got, want := f.line(), "floor_ratio=0.80 cpu_over_crypto=1.60 p50_ms=5.0 p99_ms=20.3 scale_16=0.97"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := (&figures{Throughput: tp}).line(); got != "floor_ratio=0.80 cpu_over_crypto=1.60" {
+		t.Errorf("%q", got)
+	}
+}
