@@ -16,9 +16,10 @@ import (
 
 // publishFrom starts a publisher for the lane when there is work for one more. The
 // caller holds the mutex. A publisher lives as long as its lane has work: while one
-// waits for the broker, what comes gathers for the next message.
+// waits for the broker, what comes gathers for the next message, and only a full one
+// is worth another publisher.
 func (d *Dispatcher) publishFrom(l *lane) {
-	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.inFlight >= d.cfg.MaxInFlight {
+	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.publishers > 0 && l.waiting < d.cfg.MaxBatch || l.inFlight >= d.cfg.MaxInFlight {
 		return
 	}
 	l.publishers++

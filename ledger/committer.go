@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,7 +13,6 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/certmill/certmill/internal/problem"
 )
@@ -21,10 +21,14 @@ import (
 type CommitterConfig struct {
 	// MaxBatch is the most certificates that one statement stores, 1 to 256.
 	MaxBatch int `yaml:"max_batch"`
-	// Connections is how many statements are under way at once. Two to four keep the
-	// database's log busy; more make batches smaller. It takes them from
-	// ledger.max_connections.
+	// Connections is how many statements are under way at most. A further one begins
+	// while others are under way only when 64 certificates wait: many small statements
+	// cost more than few large ones. It takes them from ledger.max_connections.
 	Connections int `yaml:"connections"`
+	// Gather is how long a statement waits at most for certificates that are being
+	// signed at that moment, to store them together. One that nothing follows never
+	// waits. 0 switches it off.
+	Gather time.Duration `yaml:"gather"`
 	// QueueSize bounds the certificates that wait for a statement. Beyond it a commit
 	// is refused as Overloaded.
 	QueueSize int `yaml:"queue_size"`
@@ -32,7 +36,7 @@ type CommitterConfig struct {
 
 // DefaultCommitterConfig returns the defaults of CommitterConfig.
 func DefaultCommitterConfig() CommitterConfig {
-	return CommitterConfig{MaxBatch: MaxBatch, Connections: 3, QueueSize: 4096}
+	return CommitterConfig{MaxBatch: MaxBatch, Connections: 3, Gather: 2 * time.Millisecond, QueueSize: 4096}
 }
 
 // Validate reports every key that is out of range.
@@ -46,17 +50,22 @@ func (c CommitterConfig) Validate() error {
 	check("max_batch", c.MaxBatch, 1, MaxBatch)
 	check("connections", c.Connections, 1, 16)
 	check("queue_size", c.QueueSize, 1, 1<<20)
+	if c.Gather < 0 || c.Gather > time.Second {
+		errs = append(errs, fmt.Errorf("gather: %s is not between 0s and 1s", c.Gather))
+	}
 	return errors.Join(errs...)
 }
 
-// Committer commits certificates in groups. There is no timer: a row that finds a
-// free connection goes at once, and while all are busy rows gather for the next.
-// It is safe for concurrent use.
+// Committer commits certificates in groups. A row that comes alone goes at once; one
+// that is known to be followed by others waits a moment for them, and while a statement
+// is under way rows gather for the next. It is safe for concurrent use.
 type Committer struct {
 	ledger  *Ledger
 	cfg     CommitterConfig
 	tracer  trace.Tracer
 	queue   chan *commitRow
+	wake    chan struct{} // there is a row more
+	coming  atomic.Int64  // rows that are on their way to Commit
 	stopped chan struct{} // closed when Run takes no more
 	size    prometheus.Histogram
 	seconds prometheus.Histogram
@@ -72,7 +81,7 @@ func NewCommitter(l *Ledger, cfg CommitterConfig, deps Deps) (*Committer, error)
 	f := promauto.With(deps.Registry)
 	c := &Committer{
 		ledger: l, cfg: cfg, tracer: deps.Tracer,
-		queue: make(chan *commitRow, cfg.QueueSize), stopped: make(chan struct{}),
+		queue: make(chan *commitRow, cfg.QueueSize), wake: make(chan struct{}, 1), stopped: make(chan struct{}),
 		size: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "certmill_ledger_commit_batch_rows", Help: "Certificates in one commit statement.",
 			Buckets: []float64{1, 2, 4, 8, 16, 32, 64, 128, 256},
@@ -132,6 +141,7 @@ func (c *Committer) Commit(ctx context.Context, e Entry) (out Outcome, err error
 	}
 	select {
 	case c.queue <- row:
+		c.look()
 	default:
 		return out, problem.Busy("commit_queue", time.Second, "%d certificates wait for the ledger", c.cfg.QueueSize)
 	}
@@ -156,55 +166,95 @@ func errStopped() error {
 	return problem.Down("ledger", time.Second, errors.New("the committer has stopped"))
 }
 
+// Expect says that n more rows are about to be given to Commit, or, negative, that so
+// many fewer are: each is taken back when its row comes, or will not come.
+func (c *Committer) Expect(n int) {
+	if c.coming.Add(int64(n)) <= 0 {
+		c.look()
+	}
+}
+
+// look has Run look at what waits.
+func (c *Committer) look() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
 // Run commits until ctx ends, finishes the statements under way, and returns nil.
 // Rows still waiting then are refused as Unavailable: stop what calls Commit first.
 // It is called once.
 func (c *Committer) Run(ctx context.Context) error {
-	var g errgroup.Group
-	for range c.cfg.Connections {
-		g.Go(func() error {
-			c.work(ctx)
-			return nil
-		})
-	}
-	<-ctx.Done()
-	err := g.Wait()
-	close(c.stopped)
-	return err
-}
-
-// work commits one batch after the other on one connection.
-func (c *Committer) work(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case row := <-c.queue:
-			if batch := c.gather(row); len(batch) > 0 {
-				c.commit(context.WithoutCancel(ctx), batch)
+	var statements sync.WaitGroup
+	finished := make(chan struct{}, c.cfg.Connections)
+	underWay := 0
+	patience := time.NewTimer(0)
+	defer patience.Stop()
+	ripe, patient := false, false // the first row has waited long enough; patience runs
+	for ctx.Err() == nil {
+		waiting := len(c.queue)
+		if c.begins(waiting, underWay, ripe) {
+			ripe, patient = false, false
+			if batch := c.gather(); len(batch) > 0 {
+				underWay++
+				statements.Go(func() {
+					c.commit(context.WithoutCancel(ctx), batch)
+					finished <- struct{}{}
+				})
 			}
+			continue
+		}
+		if waiting > 0 && underWay == 0 && !patient {
+			patient = true
+			patience.Reset(c.cfg.Gather)
+		}
+		select {
+		case <-c.wake:
+		case <-finished:
+			underWay--
+		case <-patience.C:
+			ripe = patient
+		case <-ctx.Done():
 		}
 	}
+	statements.Wait()
+	close(c.stopped)
+	return nil
+}
+
+// crowd is how many rows make a statement worth its own connection while another is
+// under way: from there on the cost of a row hardly falls.
+const crowd = 64
+
+// begins decides whether a statement begins now.
+func (c *Committer) begins(waiting, underWay int, ripe bool) bool {
+	switch {
+	case waiting == 0 || underWay == c.cfg.Connections:
+		return false
+	case waiting >= min(crowd, c.cfg.MaxBatch):
+		return true
+	case underWay > 0:
+		return false
+	}
+	return ripe || c.cfg.Gather == 0 || c.coming.Load() <= 0
 }
 
 // gather takes what waits, up to MaxBatch, without those whose callers have gone.
-func (c *Committer) gather(row *commitRow) []*commitRow {
-	var batch []*commitRow
-	for {
-		if row.state.CompareAndSwap(rowWaiting, rowTaken) {
-			batch = append(batch, row)
-		} else {
-			c.rows.WithLabelValues("abandoned").Inc()
-		}
-		if len(batch) == c.cfg.MaxBatch {
-			return batch
-		}
+func (c *Committer) gather() (batch []*commitRow) {
+	for len(batch) < c.cfg.MaxBatch {
 		select {
-		case row = <-c.queue:
+		case row := <-c.queue:
+			if row.state.CompareAndSwap(rowWaiting, rowTaken) {
+				batch = append(batch, row)
+			} else {
+				c.rows.WithLabelValues("abandoned").Inc()
+			}
 		default:
 			return batch
 		}
 	}
+	return batch
 }
 
 func (c *Committer) commit(ctx context.Context, batch []*commitRow) {

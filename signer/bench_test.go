@@ -16,6 +16,8 @@ import (
 
 type idle struct{}
 
+func (idle) Expect(int) {}
+
 func (idle) prepare(*profile.Request, uint32) (prepared, error) { return idle{}, nil }
 
 func (idle) Sign(context.Context, ContextSigner) (ledger.Certificate, error) {

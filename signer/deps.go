@@ -62,6 +62,9 @@ type Ledger interface {
 // Unavailable it is not known whether the certificate is in the ledger.
 type Committer interface {
 	Commit(ctx context.Context, e ledger.Entry) (ledger.Outcome, error)
+	// Expect says that n more certificates are being made, or, negative, so many fewer:
+	// a commit that begins waits a moment for them.
+	Expect(n int)
 }
 
 // Token is what the signer asks of an HSM token; *hsm.Token, wrapped, is the one for

@@ -299,6 +299,7 @@ func (l *line) begin(d *delivery, now time.Time) {
 	d.commitCtx, d.endCommit = context.WithDeadline(l.s.work, deadline.Add(l.s.cfg.CommitTimeout))
 	d.ctx, d.end = context.WithDeadline(d.commitCtx, deadline)
 	l.busy.Add(int64(n))
+	l.s.committer.Expect(n)
 	l.s.inFlight.Add(int64(n))
 	l.s.remember(d)
 	l.work.Add(n)
@@ -339,6 +340,7 @@ func anySeen(requests []*queuev1.SignRequest) bool {
 // signed takes note that one request needs no session any more.
 func (l *line) signed() {
 	l.busy.Add(-1)
+	l.s.committer.Expect(-1)
 	if l.room() > 0 {
 		select {
 		case l.poke <- struct{}{}:

@@ -241,6 +241,8 @@ func TestASignerThatDiesLosesNothing(t *testing.T) {
 
 type refuses struct{}
 
+func (refuses) Expect(int) {}
+
 func (refuses) Commit(context.Context, ledger.Entry) (ledger.Outcome, error) {
 	return ledger.Outcome{}, problem.Down("ledger", 0, nil)
 }

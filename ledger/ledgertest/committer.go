@@ -15,6 +15,9 @@ import (
 
 var committerTests = map[string]func(*testing.T, *env){
 	"rows from many goroutines share statements":           groupCommit,
+	"rows that are expected are stored together":           expectedRows,
+	"a row does not wait for ever for what is expected":    expectedInVain,
+	"a crowd does not wait for a statement under way":      crowdOfRows,
 	"a row whose caller has gone is not written":           abandonedRow,
 	"a row on its way is written though its caller leaves": leftRow,
 	"a full queue is Overloaded at once":                   fullQueue,
@@ -73,6 +76,73 @@ func groupCommit(t *testing.T, e *env) {
 	if n, sum := batches(t, registry); sum != rows || n > rows/2 {
 		t.Errorf("%d statements for %v rows", n, sum)
 	}
+}
+
+func expectedRows(t *testing.T, e *env) {
+	cfg := ledger.DefaultCommitterConfig()
+	cfg.Gather = time.Second
+	c, registry := committing(t, e.Ledger, cfg)
+	const rows = 20
+	c.Expect(rows)
+	var wg sync.WaitGroup
+	for i := range rows {
+		entry := e.entry(t, time.Hour)
+		wg.Go(func() {
+			if _, err := c.Commit(t.Context(), entry); err != nil {
+				t.Error(err)
+			}
+		})
+		if i < rows-1 {
+			c.Expect(-1)
+		}
+	}
+	c.Expect(-1)
+	wg.Wait()
+	// The last ones may come after the count has fallen to nothing.
+	if n, sum := batches(t, registry); sum != rows || n > 3 {
+		t.Errorf("%d statements for %v rows", n, sum)
+	}
+}
+
+func expectedInVain(t *testing.T, e *env) {
+	c, _ := committing(t, e.Ledger, ledger.DefaultCommitterConfig())
+	c.Expect(1000)
+	_, err := c.Commit(t.Context(), e.entry(t, time.Hour))
+	noError(t, err)
+}
+
+func crowdOfRows(t *testing.T, e *env) {
+	e.onPostgreSQL(t)
+	lock, err := e.connect(t).Begin(t.Context())
+	noError(t, err)
+	_, err = lock.Exec(t.Context(), `LOCK TABLE requests IN ACCESS EXCLUSIVE MODE`)
+	noError(t, err)
+	cfg := ledger.DefaultCommitterConfig()
+	cfg.Connections = 2
+	c, _ := committing(t, e.Ledger, cfg)
+	var wg sync.WaitGroup
+	commit := func(n int) {
+		for range n {
+			entry := e.entry(t, time.Hour)
+			wg.Go(func() {
+				if _, err := c.Commit(t.Context(), entry); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	watch := e.connect(t)
+	statements := func(n int) {
+		for waiting := 0; waiting < n; {
+			noError(t, watch.QueryRow(t.Context(), `SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&waiting))
+		}
+	}
+	commit(1)
+	statements(1)
+	commit(64)
+	statements(2)
+	noError(t, lock.Rollback(t.Context()))
+	wg.Wait()
 }
 
 // blocked returns a committer on one connection whose statement waits for a lock
