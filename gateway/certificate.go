@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"time"
@@ -39,17 +38,10 @@ func (s *service) newIssued(requestID string, r *queuev1.SignResult, i *issuer, 
 	}
 	return &issued{
 		requestID: requestID, serial: n, result: r, leaf: l, issuer: i, request: request,
-		renewAt: s.renewAt(n, l.notBefore, l.notAfter),
+		renewAt: s.advise(&renewable{
+			serial: n, issuer: i, profile: request.Profile, caller: request.Caller.ID, names: l.names, notBefore: l.notBefore, notAfter: l.notAfter,
+		}).at,
 	}, nil
-}
-
-// renewAt spreads the advice over a tenth of the certificate's life, by the random
-// bits of its serial: the same certificate always gets the same advice, and those
-// that were issued together do not come back together.
-func (s *service) renewAt(n serial.Number, notBefore, notAfter time.Time) time.Time {
-	spread := float64(binary.BigEndian.Uint32(n[serial.Size-4:]))/(1<<32) - 0.5
-	life := notAfter.Sub(notBefore)
-	return notBefore.Add(time.Duration((s.cfg.RenewAt + 0.1*spread) * float64(life))).Round(time.Second)
 }
 
 // pem returns the certificate and its chain, leaf first, without the root.
@@ -69,14 +61,14 @@ func (i *issued) message() *certmillv1.Certificate {
 }
 
 // storedCertificate returns a row of the ledger without its chain.
-func (s *service) storedCertificate(c *ledger.Certificate, issuerName string) *certmillv1.Certificate {
+func (s *service) storedCertificate(c *ledger.Certificate, i *issuer) *certmillv1.Certificate {
 	return &certmillv1.Certificate{
-		Serial: c.Serial.String(), Der: c.DER, Issuer: issuerName,
+		Serial: c.Serial.String(), Der: c.DER, Issuer: i.Name,
 		Profile: c.Profile, ProfileVersion: c.ProfileVersion, Names: c.Names,
 		NotBefore: timestamppb.New(c.NotBefore), NotAfter: timestamppb.New(c.NotAfter),
 		Caller: c.Caller, Metadata: metadataMessage(c.Owner, c.Service, c.Environment),
 		SpkiSha256: hex.EncodeToString(c.SPKI[:]),
-		RenewAt:    timestamppb.New(s.renewAt(c.Serial, c.NotBefore, c.NotAfter)),
+		RenewAt:    timestamppb.New(s.advise(stored(c, i)).at),
 	}
 }
 

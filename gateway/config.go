@@ -37,9 +37,11 @@ type Config struct {
 	RequestIDWindow time.Duration `yaml:"request_id_window"`
 	// RenewAt is the share of a certificate's life after which its holder is advised
 	// to renew, 0.1 to 0.9. The advice is spread by a tenth of the life around it, so
-	// that certificates issued together are not renewed together.
+	// that certificates issued together are not renewed together. Operators can pull it
+	// forward (certmill renew-early).
 	RenewAt float64 `yaml:"renew_at"`
-	// IssuerRefresh is how often the issuers are read from the ledger again.
+	// IssuerRefresh is how often the issuers, and the renewals that operators have pulled
+	// forward, are read from the ledger again.
 	IssuerRefresh time.Duration `yaml:"issuer_refresh"`
 	// Limits bounds everything that a caller can make large, slow or many.
 	Limits Limits `yaml:"limits"`

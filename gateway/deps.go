@@ -91,6 +91,17 @@ type IssuerSource interface {
 	Issuers(ctx context.Context) ([]ledger.Issuer, error)
 }
 
+// EarlyRenewalStore keeps what operators have pulled forward.
+type EarlyRenewalStore interface {
+	// CreateEarlyRenewal stores one with its audit entry; beyond the ledger's bound it is
+	// a Conflict problem.
+	CreateEarlyRenewal(ctx context.Context, e ledger.EarlyRenewal) (ledger.EarlyRenewal, error)
+	// EarlyRenewals returns those that stand, the newest first.
+	EarlyRenewals(ctx context.Context) ([]ledger.EarlyRenewal, error)
+	// EndEarlyRenewal takes one back; an unknown id is a NotFound problem.
+	EndEarlyRenewal(ctx context.Context, id, actor string) error
+}
+
 // Ledger is what the gateway asks of the ledger. *ledger.Ledger is the one for
 // production; all methods are safe for concurrent use.
 type Ledger interface {
@@ -99,6 +110,7 @@ type Ledger interface {
 	TokenStore
 	AuditTrail
 	IssuerSource
+	EarlyRenewalStore
 }
 
 // The parts for production.

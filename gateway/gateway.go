@@ -53,6 +53,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	issuers.changed = func(set *issuerSet) { g.tls.setIssuers(set.certs) }
 	g.service = &service{
 		cfg: cfg, ledger: deps.Ledger, signer: deps.Signer, announcer: deps.Announcer, issuers: issuers,
+		early:    &earlyRenewals{source: deps.Ledger, log: deps.Log, every: cfg.IssuerRefresh},
 		inFlight: newLimiter("in_flight", cfg.Limits.MaxInFlight, cfg.Limits.RetryAfter),
 		renewing: newLimiter("renewals_in_flight", cfg.Limits.maxRenewals(), cfg.Limits.RetryAfter),
 		waiting:  newLimiter("order_waiters", cfg.Orders.MaxWaiting, cfg.Limits.RetryAfter),
@@ -171,7 +172,8 @@ func (g *Gateway) serve(ctx context.Context) error {
 	})
 	if g.grpc != nil {
 		servers.Go(func() error {
-			if err := grpcServer.Serve(netutil.LimitListener(g.grpc, g.cfg.Limits.MaxConnections)); err != nil {
+			err := grpcServer.Serve(netutil.LimitListener(g.grpc, g.cfg.Limits.MaxConnections))
+			if err != nil && !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 				return fmt.Errorf("serving gRPC: %w", err)
 			}
 			return nil
@@ -217,6 +219,7 @@ func (g *Gateway) startLoops(ctx context.Context, h *health.Server) *errgroup.Gr
 		loops.Go(func() error { loop(ctx); return nil })
 	}
 	run(g.service.issuers.run)
+	run(g.service.early.run)
 	run(g.service.sweep)
 	run(g.tls.run)
 	for _, i := range g.auth.jwt.issuers {

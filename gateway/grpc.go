@@ -39,11 +39,15 @@ var methods = map[string]method{
 	certmillv1.CertificateAuthority_Revoke_FullMethodName:           {route: routeRevoke},
 	certmillv1.CertificateAuthority_GetCertificate_FullMethodName:   {route: routeGetCertificate},
 	certmillv1.CertificateAuthority_ListCertificates_FullMethodName: {route: routeListCertificates},
+	certmillv1.CertificateAuthority_GetRenewalInfo_FullMethodName:   {route: routeRenewalInfo},
 	certmillv1.CertificateAuthority_GetTrustBundle_FullMethodName:   {route: routeTrustBundle, open: true},
 	certmillv1.Operations_CreateEnrollmentToken_FullMethodName:      {route: routeCreateToken},
 	certmillv1.Operations_ListEnrollmentTokens_FullMethodName:       {route: routeListTokens},
 	certmillv1.Operations_DeleteEnrollmentToken_FullMethodName:      {route: routeDeleteToken},
 	certmillv1.Operations_ListAudit_FullMethodName:                  {route: routeAudit},
+	certmillv1.Operations_RenewEarly_FullMethodName:                 {route: routeRenewEarly},
+	certmillv1.Operations_ListEarlyRenewals_FullMethodName:          {route: routeListEarlyRenewals},
+	certmillv1.Operations_EndEarlyRenewal_FullMethodName:            {route: routeEndEarlyRenewal},
 }
 
 // grpcAPI guards the gRPC server: the same walk as httpAPI's, as interceptors.

@@ -150,6 +150,10 @@ func (a *authorityServer) ListCertificates(ctx context.Context, in *certmillv1.L
 	return a.api.service.listCertificates(ctx, exchangeOf(ctx).caller, in)
 }
 
+func (a *authorityServer) GetRenewalInfo(ctx context.Context, in *certmillv1.GetRenewalInfoRequest) (*certmillv1.RenewalInfo, error) {
+	return a.api.service.renewalInfo(ctx, exchangeOf(ctx).caller, in)
+}
+
 func (a *authorityServer) GetTrustBundle(context.Context, *certmillv1.GetTrustBundleRequest) (*certmillv1.TrustBundle, error) {
 	return a.api.service.trustBundle()
 }
@@ -174,4 +178,16 @@ func (o *operationsServer) DeleteEnrollmentToken(ctx context.Context, in *certmi
 
 func (o *operationsServer) ListAudit(ctx context.Context, in *certmillv1.ListAuditRequest) (*certmillv1.ListAuditResponse, error) {
 	return o.service.listAudit(ctx, exchangeOf(ctx).caller, in)
+}
+
+func (o *operationsServer) RenewEarly(ctx context.Context, in *certmillv1.RenewEarlyRequest) (*certmillv1.EarlyRenewal, error) {
+	return o.service.renewEarly(ctx, exchangeOf(ctx).caller, in)
+}
+
+func (o *operationsServer) ListEarlyRenewals(ctx context.Context, _ *certmillv1.ListEarlyRenewalsRequest) (*certmillv1.ListEarlyRenewalsResponse, error) {
+	return o.service.listEarlyRenewals(ctx, exchangeOf(ctx).caller)
+}
+
+func (o *operationsServer) EndEarlyRenewal(ctx context.Context, in *certmillv1.EndEarlyRenewalRequest) (*certmillv1.EndEarlyRenewalResponse, error) {
+	return o.service.endEarlyRenewal(ctx, exchangeOf(ctx).caller, in)
 }

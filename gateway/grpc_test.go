@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -24,9 +25,9 @@ import (
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
-func (w *world) dial(t testing.TB) *grpc.ClientConn {
+func (w *world) dial(t testing.TB, certs ...tls.Certificate) *grpc.ClientConn {
 	t.Helper()
-	conn := must(grpc.NewClient(w.grpc, grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS()))))(t)
+	conn := must(grpc.NewClient(w.grpc, grpc.WithTransportCredentials(credentials.NewTLS(w.clientTLS(certs...)))))(t)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	_ "embed"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,6 +34,10 @@ func newHTTPAPI(s *service, auth *authenticator, o *observer, ready func() error
 			http.MethodPost: {route: routeCreateToken, serve: h.createToken},
 			http.MethodGet:  {route: routeListTokens, serve: h.listTokens},
 		}),
+		"/v1/early-renewals": newResource(map[string]*endpoint{
+			http.MethodPost: {route: routeRenewEarly, serve: h.renewEarly},
+			http.MethodGet:  {route: routeListEarlyRenewals, serve: h.listEarlyRenewals},
+		}),
 		"/v1/audit":     one(http.MethodGet, &endpoint{route: routeAudit, serve: h.listAudit}),
 		"/openapi.yaml": one(http.MethodGet, &endpoint{route: routeOpenAPI, serve: h.openAPI, open: true, unbounded: true}),
 		"/healthz":      one(http.MethodGet, &endpoint{route: routeHealth, serve: h.health, open: true, unbounded: true}),
@@ -40,13 +45,17 @@ func newHTTPAPI(s *service, auth *authenticator, o *observer, ready func() error
 	}
 	h.below = []*collection{
 		{
-			prefix:  "/v1/certificates/",
-			item:    one(http.MethodGet, &endpoint{route: routeGetCertificate, serve: h.getCertificate}),
-			actions: map[string]*resource{"revoke": one(http.MethodPost, &endpoint{route: routeRevoke, serve: h.revoke})},
+			prefix: "/v1/certificates/",
+			item:   one(http.MethodGet, &endpoint{route: routeGetCertificate, serve: h.getCertificate}),
+			actions: map[string]*resource{
+				"revoke":  one(http.MethodPost, &endpoint{route: routeRevoke, serve: h.revoke}),
+				"renewal": one(http.MethodGet, &endpoint{route: routeRenewalInfo, serve: h.renewalInfo}),
+			},
 		},
 		// A waiting caller holds a place among the waiters, not in flight.
 		{prefix: "/v1/orders/", item: one(http.MethodGet, &endpoint{route: routeGetOrder, serve: h.getOrder, unbounded: true})},
 		{prefix: "/v1/enrollment-tokens/", item: one(http.MethodDelete, &endpoint{route: routeDeleteToken, serve: h.deleteToken})},
+		{prefix: "/v1/early-renewals/", item: one(http.MethodDelete, &endpoint{route: routeEndEarlyRenewal, serve: h.endEarlyRenewal})},
 	}
 	return h
 }
@@ -340,6 +349,49 @@ func (h *httpAPI) listAudit(ctx context.Context, _ *exchange, w http.ResponseWri
 		return err
 	}
 	out, err := h.service.listAudit(ctx, r.caller, in)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (h *httpAPI) renewalInfo(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
+	if _, err := parseQuery(r.URL.RawQuery); err != nil {
+		return err
+	}
+	out, err := h.service.renewalInfo(ctx, r.caller, &certmillv1.GetRenewalInfoRequest{Serial: r.id})
+	if err != nil {
+		return err
+	}
+	w.Header()["Retry-After"] = []string{strconv.FormatInt(out.AskAgain.Seconds, 10)} // RFC 9773 section 4.3.2
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (h *httpAPI) renewEarly(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
+	var in certmillv1.RenewEarlyRequest
+	if err := h.readMessage(r, h.service.cfg.Limits.MaxBodyBytes, &in); err != nil {
+		return err
+	}
+	out, err := h.service.renewEarly(ctx, r.caller, &in)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusCreated, out)
+}
+
+func (h *httpAPI) listEarlyRenewals(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
+	if _, err := parseQuery(r.URL.RawQuery); err != nil {
+		return err
+	}
+	out, err := h.service.listEarlyRenewals(ctx, r.caller)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (h *httpAPI) endEarlyRenewal(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
+	out, err := h.service.endEarlyRenewal(ctx, r.caller, &certmillv1.EndEarlyRenewalRequest{Id: r.id})
 	if err != nil {
 		return err
 	}

@@ -9,11 +9,13 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certmill/certmill/internal/problem"
 )
@@ -187,6 +189,17 @@ func (d jsonDecoder) message(md protoreflect.MessageDescriptor, token json.Token
 			return none, path.reject("duration", "the field is a duration such as 3600s, 24h or 7d")
 		}
 		return protoreflect.ValueOfMessage(durationMessage(duration).ProtoReflect()), nil
+	}
+	if md.FullName() == "google.protobuf.Timestamp" {
+		s, ok := token.(string)
+		if !ok {
+			return none, path.reject("json_type", "the field is a string such as \"2030-01-02T15:04:05Z\"")
+		}
+		t, err := time.Parse(time.RFC3339Nano, s)
+		if err != nil {
+			return none, path.reject("timestamp", "the field is a time such as 2030-01-02T15:04:05Z")
+		}
+		return protoreflect.ValueOfMessage(timestamppb.New(t).ProtoReflect()), nil
 	}
 	if token != json.Delim('{') {
 		return none, path.reject("json_type", "the field is an object")

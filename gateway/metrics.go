@@ -21,11 +21,15 @@ const (
 	routeRevoke
 	routeGetCertificate
 	routeListCertificates
+	routeRenewalInfo
 	routeTrustBundle
 	routeCreateToken
 	routeListTokens
 	routeDeleteToken
 	routeAudit
+	routeRenewEarly
+	routeListEarlyRenewals
+	routeEndEarlyRenewal
 	routeOpenAPI
 	routeHealth
 	routeReady
@@ -35,8 +39,8 @@ const (
 
 var routeNames = [routes]string{
 	"issue", "issue_batch", "issue_stream", "issue_stream_item", "submit", "get_order", "revoke",
-	"get_certificate", "list_certificates", "trust_bundle", "create_token", "list_tokens", "delete_token",
-	"audit", "openapi", "healthz", "readyz", "unknown",
+	"get_certificate", "list_certificates", "renewal_info", "trust_bundle", "create_token", "list_tokens", "delete_token",
+	"audit", "renew_early", "list_early_renewals", "end_early_renewal", "openapi", "healthz", "readyz", "unknown",
 }
 
 func (r route) String() string { return routeNames[r] }

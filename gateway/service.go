@@ -25,6 +25,7 @@ type service struct {
 	signer    Signer
 	announcer Announcer // nil: nobody to tell
 	issuers   *issuerCache
+	early     *earlyRenewals
 	profiles  *profile.Set // set by Run before the first request
 	inFlight  *limiter
 	renewing  *limiter // renewals among them: the rest is kept for first certificates
@@ -96,7 +97,7 @@ func (s *service) getCertificate(ctx context.Context, c *Caller, r *certmillv1.G
 	if err != nil {
 		return nil, err
 	}
-	m := s.storedCertificate(&cert, i.Name)
+	m := s.storedCertificate(&cert, i)
 	m.Chain = i.chain
 	m.Pem = pemChain(cert.DER, i)
 	if revocation != nil {
@@ -139,7 +140,7 @@ func (s *service) listCertificates(ctx context.Context, c *Caller, r *certmillv1
 		if err != nil {
 			return nil, err
 		}
-		m := s.storedCertificate(&rows[k].Certificate, i.Name)
+		m := s.storedCertificate(&rows[k].Certificate, i)
 		if rows[k].Revoked != nil {
 			m.Revocation = revocationMessage(rows[k].Revoked)
 		}

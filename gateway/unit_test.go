@@ -11,7 +11,6 @@ import (
 
 	"github.com/certmill/certmill/internal/config"
 	"github.com/certmill/certmill/internal/problem"
-	"github.com/certmill/certmill/internal/serial"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
@@ -168,22 +167,6 @@ func TestDecodeJSONAgreesWithProtojson(t *testing.T) {
 		if e = problem.From(decodeJSON([]byte(text), &certmillv1.IssueRequest{})); e == nil || e.Field+" "+e.Rule != want {
 			t.Errorf("%s: %v, want %s", text, e, want)
 		}
-	}
-}
-
-func TestRenewalIsSpread(t *testing.T) {
-	s := &service{cfg: validConfig()}
-	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	end := start.Add(100 * time.Hour)
-	var low, high serial.Number
-	for i := range high {
-		high[i] = 0xff
-	}
-	if got := s.renewAt(low, start, end); got != start.Add(55*time.Hour) {
-		t.Errorf("the earliest advice is %s", got.Sub(start))
-	}
-	if got := s.renewAt(high, start, end).Sub(start); got > 65*time.Hour || got < 64*time.Hour {
-		t.Errorf("the latest advice is %s", got)
 	}
 }
 

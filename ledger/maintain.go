@@ -141,6 +141,8 @@ func (l *Ledger) deleteExpired(ctx context.Context, m *Maintenance) error {
 			SELECT id FROM orders WHERE expires_at IS NOT NULL AND expires_at <= $1 LIMIT $2)`, now))
 	errs = append(errs, l.deleteAll(ctx, m, `DELETE FROM enrollment_tokens WHERE id IN (
 			SELECT id FROM enrollment_tokens WHERE expires_at <= $1 LIMIT $2)`, now.Add(-Grace)))
+	errs = append(errs, l.deleteAll(ctx, m, `DELETE FROM early_renewals WHERE id IN (
+			SELECT id FROM early_renewals WHERE renew_by <= $1 LIMIT $2)`, now.Add(-earlyRenewalKept)))
 	return errors.Join(errs...)
 }
 

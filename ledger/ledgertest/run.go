@@ -23,7 +23,7 @@ func Run(t *testing.T, database func(testing.TB) string) {
 	}{
 		{"Commit", commitTests}, {"Generations", generationTests}, {"Faults", faultTests},
 		{"Committer", committerTests}, {"Read", readTests}, {"Revoke", revokeTests}, {"Audit", auditTests},
-		{"Issuers", issuerTests}, {"Orders", orderTests}, {"Tokens", tokenTests}, {"CRLs", crlTests}, {"Maintain", maintainTests},
+		{"Issuers", issuerTests}, {"Orders", orderTests}, {"Tokens", tokenTests}, {"CRLs", crlTests}, {"Renewals", renewalTests}, {"Maintain", maintainTests},
 		{"Open", openTests},
 	} {
 		t.Run(group.name, func(t *testing.T) {

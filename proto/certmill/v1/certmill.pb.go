@@ -655,7 +655,9 @@ type Certificate struct {
 	Duplicate bool `protobuf:"varint,15,opt,name=duplicate,proto3" json:"duplicate,omitempty"`
 	// spki_sha256 is the SHA-256 of the SubjectPublicKeyInfo, lower-case hexadecimal.
 	SpkiSha256 string `protobuf:"bytes,16,opt,name=spki_sha256,json=spkiSha256,proto3" json:"spki_sha256,omitempty"`
-	// renew_at is when the holder is advised to renew.
+	// renew_at is when the holder is advised to renew: a time of its own for each
+	// certificate, so that what was issued together is not renewed together. In the past:
+	// now. Ask GetRenewalInfo again now and then.
 	RenewAt       *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=renew_at,json=renewAt,proto3" json:"renew_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1318,6 +1320,141 @@ func (x *ListCertificatesResponse) GetNextPageToken() string {
 	return ""
 }
 
+type GetRenewalInfoRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// serial is hexadecimal; colons are allowed. Empty: that of the client certificate
+	// with which the caller asks.
+	Serial        string `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRenewalInfoRequest) Reset() {
+	*x = GetRenewalInfoRequest{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRenewalInfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRenewalInfoRequest) ProtoMessage() {}
+
+func (x *GetRenewalInfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRenewalInfoRequest.ProtoReflect.Descriptor instead.
+func (*GetRenewalInfoRequest) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *GetRenewalInfoRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+// RenewalInfo is the idea of ACME's renewal information (RFC 9773) with the choice of
+// the moment made: renew_at lies in the window, spread over the fleet.
+type RenewalInfo struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Serial string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	// renew_at is when to renew; in the past: now.
+	RenewAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=renew_at,json=renewAt,proto3" json:"renew_at,omitempty"`
+	WindowStart *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=window_start,json=windowStart,proto3" json:"window_start,omitempty"`
+	WindowEnd   *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=window_end,json=windowEnd,proto3" json:"window_end,omitempty"`
+	// reason is an operator's where the renewal was pulled forward, else empty.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// ask_again is how long the advice may be relied on: ask again after it.
+	AskAgain      *durationpb.Duration `protobuf:"bytes,6,opt,name=ask_again,json=askAgain,proto3" json:"ask_again,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewalInfo) Reset() {
+	*x = RenewalInfo{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewalInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewalInfo) ProtoMessage() {}
+
+func (x *RenewalInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewalInfo.ProtoReflect.Descriptor instead.
+func (*RenewalInfo) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RenewalInfo) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *RenewalInfo) GetRenewAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewAt
+	}
+	return nil
+}
+
+func (x *RenewalInfo) GetWindowStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowStart
+	}
+	return nil
+}
+
+func (x *RenewalInfo) GetWindowEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WindowEnd
+	}
+	return nil
+}
+
+func (x *RenewalInfo) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RenewalInfo) GetAskAgain() *durationpb.Duration {
+	if x != nil {
+		return x.AskAgain
+	}
+	return nil
+}
+
 type GetTrustBundleRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1326,7 +1463,7 @@ type GetTrustBundleRequest struct {
 
 func (x *GetTrustBundleRequest) Reset() {
 	*x = GetTrustBundleRequest{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[16]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1475,7 @@ func (x *GetTrustBundleRequest) String() string {
 func (*GetTrustBundleRequest) ProtoMessage() {}
 
 func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[16]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1488,7 @@ func (x *GetTrustBundleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTrustBundleRequest.ProtoReflect.Descriptor instead.
 func (*GetTrustBundleRequest) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{16}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{18}
 }
 
 type TrustBundle struct {
@@ -1368,7 +1505,7 @@ type TrustBundle struct {
 
 func (x *TrustBundle) Reset() {
 	*x = TrustBundle{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[17]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1517,7 @@ func (x *TrustBundle) String() string {
 func (*TrustBundle) ProtoMessage() {}
 
 func (x *TrustBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[17]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1530,7 @@ func (x *TrustBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustBundle.ProtoReflect.Descriptor instead.
 func (*TrustBundle) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{17}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TrustBundle) GetRoots() [][]byte {
@@ -1435,7 +1572,7 @@ type CreateEnrollmentTokenRequest struct {
 
 func (x *CreateEnrollmentTokenRequest) Reset() {
 	*x = CreateEnrollmentTokenRequest{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[18]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1584,7 @@ func (x *CreateEnrollmentTokenRequest) String() string {
 func (*CreateEnrollmentTokenRequest) ProtoMessage() {}
 
 func (x *CreateEnrollmentTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[18]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1597,7 @@ func (x *CreateEnrollmentTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnrollmentTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateEnrollmentTokenRequest) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{18}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateEnrollmentTokenRequest) GetProfile() string {
@@ -1509,7 +1646,7 @@ type CreateEnrollmentTokenResponse struct {
 
 func (x *CreateEnrollmentTokenResponse) Reset() {
 	*x = CreateEnrollmentTokenResponse{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[19]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1658,7 @@ func (x *CreateEnrollmentTokenResponse) String() string {
 func (*CreateEnrollmentTokenResponse) ProtoMessage() {}
 
 func (x *CreateEnrollmentTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[19]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1671,7 @@ func (x *CreateEnrollmentTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnrollmentTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateEnrollmentTokenResponse) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{19}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CreateEnrollmentTokenResponse) GetToken() *EnrollmentToken {
@@ -1567,7 +1704,7 @@ type EnrollmentToken struct {
 
 func (x *EnrollmentToken) Reset() {
 	*x = EnrollmentToken{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[20]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1579,7 +1716,7 @@ func (x *EnrollmentToken) String() string {
 func (*EnrollmentToken) ProtoMessage() {}
 
 func (x *EnrollmentToken) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[20]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1592,7 +1729,7 @@ func (x *EnrollmentToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrollmentToken.ProtoReflect.Descriptor instead.
 func (*EnrollmentToken) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{20}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *EnrollmentToken) GetId() string {
@@ -1661,7 +1798,7 @@ type ListEnrollmentTokensRequest struct {
 
 func (x *ListEnrollmentTokensRequest) Reset() {
 	*x = ListEnrollmentTokensRequest{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[21]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1673,7 +1810,7 @@ func (x *ListEnrollmentTokensRequest) String() string {
 func (*ListEnrollmentTokensRequest) ProtoMessage() {}
 
 func (x *ListEnrollmentTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[21]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1686,7 +1823,7 @@ func (x *ListEnrollmentTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnrollmentTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListEnrollmentTokensRequest) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{21}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListEnrollmentTokensRequest) GetPageSize() int32 {
@@ -1713,7 +1850,7 @@ type ListEnrollmentTokensResponse struct {
 
 func (x *ListEnrollmentTokensResponse) Reset() {
 	*x = ListEnrollmentTokensResponse{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[22]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1862,7 @@ func (x *ListEnrollmentTokensResponse) String() string {
 func (*ListEnrollmentTokensResponse) ProtoMessage() {}
 
 func (x *ListEnrollmentTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[22]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1875,7 @@ func (x *ListEnrollmentTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnrollmentTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListEnrollmentTokensResponse) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{22}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListEnrollmentTokensResponse) GetTokens() []*EnrollmentToken {
@@ -1764,7 +1901,7 @@ type DeleteEnrollmentTokenRequest struct {
 
 func (x *DeleteEnrollmentTokenRequest) Reset() {
 	*x = DeleteEnrollmentTokenRequest{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[23]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1913,7 @@ func (x *DeleteEnrollmentTokenRequest) String() string {
 func (*DeleteEnrollmentTokenRequest) ProtoMessage() {}
 
 func (x *DeleteEnrollmentTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[23]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1926,7 @@ func (x *DeleteEnrollmentTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnrollmentTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEnrollmentTokenRequest) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{23}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteEnrollmentTokenRequest) GetId() string {
@@ -1807,7 +1944,7 @@ type DeleteEnrollmentTokenResponse struct {
 
 func (x *DeleteEnrollmentTokenResponse) Reset() {
 	*x = DeleteEnrollmentTokenResponse{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[24]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +1956,7 @@ func (x *DeleteEnrollmentTokenResponse) String() string {
 func (*DeleteEnrollmentTokenResponse) ProtoMessage() {}
 
 func (x *DeleteEnrollmentTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[24]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +1969,7 @@ func (x *DeleteEnrollmentTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnrollmentTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEnrollmentTokenResponse) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{24}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{26}
 }
 
 type ListAuditRequest struct {
@@ -1845,7 +1982,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[25]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1857,7 +1994,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[25]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1870,7 +2007,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{25}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListAuditRequest) GetPageSize() int32 {
@@ -1905,7 +2042,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[26]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2054,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[26]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2067,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{26}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AuditEntry) GetSequence() int64 {
@@ -1992,7 +2129,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_certmill_v1_certmill_proto_msgTypes[27]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2004,7 +2141,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_certmill_proto_msgTypes[27]
+	mi := &file_certmill_v1_certmill_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2017,7 +2154,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{27}
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListAuditResponse) GetEntries() []*AuditEntry {
@@ -2032,6 +2169,337 @@ func (x *ListAuditResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+type RenewEarlyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At least one of issuer and holder is set; with both, certificates must fit both.
+	// issuer is the name of an issuer.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// holder is who holds the certificates: the id of the caller to whom they were issued
+	// ("jwt:…#…", "mtls:…"), or one of their names with its kind ("uri:spiffe://…",
+	// "dns:…"). A star at its end stands for any rest. At most 512 bytes.
+	Holder string `protobuf:"bytes,2,opt,name=holder,proto3" json:"holder,omitempty"`
+	// renew_by is when the last of them is advised to renew: from now to a year ahead.
+	// The others are spread evenly from now until then.
+	RenewBy *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=renew_by,json=renewBy,proto3" json:"renew_by,omitempty"`
+	// reason is told to the holders; at most 512 bytes.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewEarlyRequest) Reset() {
+	*x = RenewEarlyRequest{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewEarlyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewEarlyRequest) ProtoMessage() {}
+
+func (x *RenewEarlyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewEarlyRequest.ProtoReflect.Descriptor instead.
+func (*RenewEarlyRequest) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RenewEarlyRequest) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *RenewEarlyRequest) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *RenewEarlyRequest) GetRenewBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewBy
+	}
+	return nil
+}
+
+func (x *RenewEarlyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// EarlyRenewal advises holders to renew what was issued before created. It stands until
+// 90 days after renew_by.
+type EarlyRenewal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Issuer        string                 `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Holder        string                 `protobuf:"bytes,3,opt,name=holder,proto3" json:"holder,omitempty"`
+	RenewBy       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=renew_by,json=renewBy,proto3" json:"renew_by,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	CreatedBy     string                 `protobuf:"bytes,6,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EarlyRenewal) Reset() {
+	*x = EarlyRenewal{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EarlyRenewal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EarlyRenewal) ProtoMessage() {}
+
+func (x *EarlyRenewal) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EarlyRenewal.ProtoReflect.Descriptor instead.
+func (*EarlyRenewal) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EarlyRenewal) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EarlyRenewal) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *EarlyRenewal) GetHolder() string {
+	if x != nil {
+		return x.Holder
+	}
+	return ""
+}
+
+func (x *EarlyRenewal) GetRenewBy() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RenewBy
+	}
+	return nil
+}
+
+func (x *EarlyRenewal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EarlyRenewal) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+func (x *EarlyRenewal) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+type ListEarlyRenewalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEarlyRenewalsRequest) Reset() {
+	*x = ListEarlyRenewalsRequest{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEarlyRenewalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEarlyRenewalsRequest) ProtoMessage() {}
+
+func (x *ListEarlyRenewalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEarlyRenewalsRequest.ProtoReflect.Descriptor instead.
+func (*ListEarlyRenewalsRequest) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{32}
+}
+
+type ListEarlyRenewalsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// early_renewals are at most 100.
+	EarlyRenewals []*EarlyRenewal `protobuf:"bytes,1,rep,name=early_renewals,json=earlyRenewals,proto3" json:"early_renewals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEarlyRenewalsResponse) Reset() {
+	*x = ListEarlyRenewalsResponse{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEarlyRenewalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEarlyRenewalsResponse) ProtoMessage() {}
+
+func (x *ListEarlyRenewalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEarlyRenewalsResponse.ProtoReflect.Descriptor instead.
+func (*ListEarlyRenewalsResponse) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListEarlyRenewalsResponse) GetEarlyRenewals() []*EarlyRenewal {
+	if x != nil {
+		return x.EarlyRenewals
+	}
+	return nil
+}
+
+type EndEarlyRenewalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndEarlyRenewalRequest) Reset() {
+	*x = EndEarlyRenewalRequest{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndEarlyRenewalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndEarlyRenewalRequest) ProtoMessage() {}
+
+func (x *EndEarlyRenewalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndEarlyRenewalRequest.ProtoReflect.Descriptor instead.
+func (*EndEarlyRenewalRequest) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *EndEarlyRenewalRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type EndEarlyRenewalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndEarlyRenewalResponse) Reset() {
+	*x = EndEarlyRenewalResponse{}
+	mi := &file_certmill_v1_certmill_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndEarlyRenewalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndEarlyRenewalResponse) ProtoMessage() {}
+
+func (x *EndEarlyRenewalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_certmill_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndEarlyRenewalResponse.ProtoReflect.Descriptor instead.
+func (*EndEarlyRenewalResponse) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_certmill_proto_rawDescGZIP(), []int{35}
 }
 
 var File_certmill_v1_certmill_proto protoreflect.FileDescriptor
@@ -2140,7 +2608,17 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"page_token\x18\a \x01(\tR\tpageToken\"\x80\x01\n" +
 	"\x18ListCertificatesResponse\x12<\n" +
 	"\fcertificates\x18\x01 \x03(\v2\x18.certmill.v1.CertificateR\fcertificates\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x17\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"/\n" +
+	"\x15GetRenewalInfoRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\"\xa6\x02\n" +
+	"\vRenewalInfo\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x125\n" +
+	"\brenew_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\arenewAt\x12=\n" +
+	"\fwindow_start\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\vwindowStart\x129\n" +
+	"\n" +
+	"window_end\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\twindowEnd\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x126\n" +
+	"\task_again\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\baskAgain\"\x17\n" +
 	"\x15GetTrustBundleRequest\"O\n" +
 	"\vTrustBundle\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12\x18\n" +
@@ -2190,7 +2668,27 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"\x04hash\x18\a \x01(\fR\x04hash\"n\n" +
 	"\x11ListAuditResponse\x121\n" +
 	"\aentries\x18\x01 \x03(\v2\x17.certmill.v1.AuditEntryR\aentries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*\x9a\x03\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x92\x01\n" +
+	"\x11RenewEarlyRequest\x12\x16\n" +
+	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12\x16\n" +
+	"\x06holder\x18\x02 \x01(\tR\x06holder\x125\n" +
+	"\brenew_by\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\arenewBy\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xf2\x01\n" +
+	"\fEarlyRenewal\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06issuer\x18\x02 \x01(\tR\x06issuer\x12\x16\n" +
+	"\x06holder\x18\x03 \x01(\tR\x06holder\x125\n" +
+	"\brenew_by\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\arenewBy\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x06 \x01(\tR\tcreatedBy\x124\n" +
+	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"\x1a\n" +
+	"\x18ListEarlyRenewalsRequest\"]\n" +
+	"\x19ListEarlyRenewalsResponse\x12@\n" +
+	"\x0eearly_renewals\x18\x01 \x03(\v2\x19.certmill.v1.EarlyRenewalR\rearlyRenewals\"(\n" +
+	"\x16EndEarlyRenewalRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x19\n" +
+	"\x17EndEarlyRenewalResponse*\x9a\x03\n" +
 	"\x10RevocationReason\x12!\n" +
 	"\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n" +
 	" REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12#\n" +
@@ -2202,7 +2700,7 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"!REVOCATION_REASON_REMOVE_FROM_CRL\x10\b\x12)\n" +
 	"%REVOCATION_REASON_PRIVILEGE_WITHDRAWN\x10\t\x12#\n" +
 	"\x1fREVOCATION_REASON_AA_COMPROMISE\x10\n" +
-	"2\xa5\x05\n" +
+	"2\xf5\x05\n" +
 	"\x14CertificateAuthority\x12>\n" +
 	"\x05Issue\x12\x19.certmill.v1.IssueRequest\x1a\x1a.certmill.v1.IssueResponse\x12M\n" +
 	"\n" +
@@ -2213,13 +2711,18 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"\x06Revoke\x12\x1a.certmill.v1.RevokeRequest\x1a\x17.certmill.v1.Revocation\x12N\n" +
 	"\x0eGetCertificate\x12\".certmill.v1.GetCertificateRequest\x1a\x18.certmill.v1.Certificate\x12_\n" +
 	"\x10ListCertificates\x12$.certmill.v1.ListCertificatesRequest\x1a%.certmill.v1.ListCertificatesResponse\x12N\n" +
-	"\x0eGetTrustBundle\x12\".certmill.v1.GetTrustBundleRequest\x1a\x18.certmill.v1.TrustBundle2\xa5\x03\n" +
+	"\x0eGetRenewalInfo\x12\".certmill.v1.GetRenewalInfoRequest\x1a\x18.certmill.v1.RenewalInfo\x12N\n" +
+	"\x0eGetTrustBundle\x12\".certmill.v1.GetTrustBundleRequest\x1a\x18.certmill.v1.TrustBundle2\xb0\x05\n" +
 	"\n" +
 	"Operations\x12n\n" +
 	"\x15CreateEnrollmentToken\x12).certmill.v1.CreateEnrollmentTokenRequest\x1a*.certmill.v1.CreateEnrollmentTokenResponse\x12k\n" +
 	"\x14ListEnrollmentTokens\x12(.certmill.v1.ListEnrollmentTokensRequest\x1a).certmill.v1.ListEnrollmentTokensResponse\x12n\n" +
 	"\x15DeleteEnrollmentToken\x12).certmill.v1.DeleteEnrollmentTokenRequest\x1a*.certmill.v1.DeleteEnrollmentTokenResponse\x12J\n" +
-	"\tListAudit\x12\x1d.certmill.v1.ListAuditRequest\x1a\x1e.certmill.v1.ListAuditResponseB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
+	"\tListAudit\x12\x1d.certmill.v1.ListAuditRequest\x1a\x1e.certmill.v1.ListAuditResponse\x12G\n" +
+	"\n" +
+	"RenewEarly\x12\x1e.certmill.v1.RenewEarlyRequest\x1a\x19.certmill.v1.EarlyRenewal\x12b\n" +
+	"\x11ListEarlyRenewals\x12%.certmill.v1.ListEarlyRenewalsRequest\x1a&.certmill.v1.ListEarlyRenewalsResponse\x12\\\n" +
+	"\x0fEndEarlyRenewal\x12#.certmill.v1.EndEarlyRenewalRequest\x1a$.certmill.v1.EndEarlyRenewalResponseB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
 
 var (
 	file_certmill_v1_certmill_proto_rawDescOnce sync.Once
@@ -2234,7 +2737,7 @@ func file_certmill_v1_certmill_proto_rawDescGZIP() []byte {
 }
 
 var file_certmill_v1_certmill_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_certmill_v1_certmill_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_certmill_v1_certmill_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_certmill_v1_certmill_proto_goTypes = []any{
 	(RevocationReason)(0),                 // 0: certmill.v1.RevocationReason
 	(Order_State)(0),                      // 1: certmill.v1.Order.State
@@ -2254,84 +2757,108 @@ var file_certmill_v1_certmill_proto_goTypes = []any{
 	(*GetCertificateRequest)(nil),         // 15: certmill.v1.GetCertificateRequest
 	(*ListCertificatesRequest)(nil),       // 16: certmill.v1.ListCertificatesRequest
 	(*ListCertificatesResponse)(nil),      // 17: certmill.v1.ListCertificatesResponse
-	(*GetTrustBundleRequest)(nil),         // 18: certmill.v1.GetTrustBundleRequest
-	(*TrustBundle)(nil),                   // 19: certmill.v1.TrustBundle
-	(*CreateEnrollmentTokenRequest)(nil),  // 20: certmill.v1.CreateEnrollmentTokenRequest
-	(*CreateEnrollmentTokenResponse)(nil), // 21: certmill.v1.CreateEnrollmentTokenResponse
-	(*EnrollmentToken)(nil),               // 22: certmill.v1.EnrollmentToken
-	(*ListEnrollmentTokensRequest)(nil),   // 23: certmill.v1.ListEnrollmentTokensRequest
-	(*ListEnrollmentTokensResponse)(nil),  // 24: certmill.v1.ListEnrollmentTokensResponse
-	(*DeleteEnrollmentTokenRequest)(nil),  // 25: certmill.v1.DeleteEnrollmentTokenRequest
-	(*DeleteEnrollmentTokenResponse)(nil), // 26: certmill.v1.DeleteEnrollmentTokenResponse
-	(*ListAuditRequest)(nil),              // 27: certmill.v1.ListAuditRequest
-	(*AuditEntry)(nil),                    // 28: certmill.v1.AuditEntry
-	(*ListAuditResponse)(nil),             // 29: certmill.v1.ListAuditResponse
-	(*durationpb.Duration)(nil),           // 30: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),         // 31: google.protobuf.Timestamp
+	(*GetRenewalInfoRequest)(nil),         // 18: certmill.v1.GetRenewalInfoRequest
+	(*RenewalInfo)(nil),                   // 19: certmill.v1.RenewalInfo
+	(*GetTrustBundleRequest)(nil),         // 20: certmill.v1.GetTrustBundleRequest
+	(*TrustBundle)(nil),                   // 21: certmill.v1.TrustBundle
+	(*CreateEnrollmentTokenRequest)(nil),  // 22: certmill.v1.CreateEnrollmentTokenRequest
+	(*CreateEnrollmentTokenResponse)(nil), // 23: certmill.v1.CreateEnrollmentTokenResponse
+	(*EnrollmentToken)(nil),               // 24: certmill.v1.EnrollmentToken
+	(*ListEnrollmentTokensRequest)(nil),   // 25: certmill.v1.ListEnrollmentTokensRequest
+	(*ListEnrollmentTokensResponse)(nil),  // 26: certmill.v1.ListEnrollmentTokensResponse
+	(*DeleteEnrollmentTokenRequest)(nil),  // 27: certmill.v1.DeleteEnrollmentTokenRequest
+	(*DeleteEnrollmentTokenResponse)(nil), // 28: certmill.v1.DeleteEnrollmentTokenResponse
+	(*ListAuditRequest)(nil),              // 29: certmill.v1.ListAuditRequest
+	(*AuditEntry)(nil),                    // 30: certmill.v1.AuditEntry
+	(*ListAuditResponse)(nil),             // 31: certmill.v1.ListAuditResponse
+	(*RenewEarlyRequest)(nil),             // 32: certmill.v1.RenewEarlyRequest
+	(*EarlyRenewal)(nil),                  // 33: certmill.v1.EarlyRenewal
+	(*ListEarlyRenewalsRequest)(nil),      // 34: certmill.v1.ListEarlyRenewalsRequest
+	(*ListEarlyRenewalsResponse)(nil),     // 35: certmill.v1.ListEarlyRenewalsResponse
+	(*EndEarlyRenewalRequest)(nil),        // 36: certmill.v1.EndEarlyRenewalRequest
+	(*EndEarlyRenewalResponse)(nil),       // 37: certmill.v1.EndEarlyRenewalResponse
+	(*durationpb.Duration)(nil),           // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),         // 39: google.protobuf.Timestamp
 }
 var file_certmill_v1_certmill_proto_depIdxs = []int32{
-	30, // 0: certmill.v1.IssueRequest.lifetime:type_name -> google.protobuf.Duration
+	38, // 0: certmill.v1.IssueRequest.lifetime:type_name -> google.protobuf.Duration
 	2,  // 1: certmill.v1.IssueRequest.metadata:type_name -> certmill.v1.Metadata
 	9,  // 2: certmill.v1.IssueResponse.certificate:type_name -> certmill.v1.Certificate
 	3,  // 3: certmill.v1.IssueBatchRequest.requests:type_name -> certmill.v1.IssueRequest
 	7,  // 4: certmill.v1.IssueBatchResponse.results:type_name -> certmill.v1.IssueResult
 	9,  // 5: certmill.v1.IssueResult.certificate:type_name -> certmill.v1.Certificate
 	8,  // 6: certmill.v1.IssueResult.problem:type_name -> certmill.v1.Problem
-	30, // 7: certmill.v1.Problem.retry_after:type_name -> google.protobuf.Duration
-	31, // 8: certmill.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	31, // 9: certmill.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	38, // 7: certmill.v1.Problem.retry_after:type_name -> google.protobuf.Duration
+	39, // 8: certmill.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	39, // 9: certmill.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
 	2,  // 10: certmill.v1.Certificate.metadata:type_name -> certmill.v1.Metadata
 	14, // 11: certmill.v1.Certificate.revocation:type_name -> certmill.v1.Revocation
-	31, // 12: certmill.v1.Certificate.renew_at:type_name -> google.protobuf.Timestamp
+	39, // 12: certmill.v1.Certificate.renew_at:type_name -> google.protobuf.Timestamp
 	3,  // 13: certmill.v1.SubmitRequest.request:type_name -> certmill.v1.IssueRequest
 	1,  // 14: certmill.v1.Order.state:type_name -> certmill.v1.Order.State
 	9,  // 15: certmill.v1.Order.certificate:type_name -> certmill.v1.Certificate
 	8,  // 16: certmill.v1.Order.problem:type_name -> certmill.v1.Problem
-	31, // 17: certmill.v1.Order.created:type_name -> google.protobuf.Timestamp
-	30, // 18: certmill.v1.GetOrderRequest.wait:type_name -> google.protobuf.Duration
+	39, // 17: certmill.v1.Order.created:type_name -> google.protobuf.Timestamp
+	38, // 18: certmill.v1.GetOrderRequest.wait:type_name -> google.protobuf.Duration
 	0,  // 19: certmill.v1.RevokeRequest.reason:type_name -> certmill.v1.RevocationReason
 	0,  // 20: certmill.v1.Revocation.reason:type_name -> certmill.v1.RevocationReason
-	31, // 21: certmill.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
-	31, // 22: certmill.v1.ListCertificatesRequest.expires_after:type_name -> google.protobuf.Timestamp
-	31, // 23: certmill.v1.ListCertificatesRequest.expires_before:type_name -> google.protobuf.Timestamp
+	39, // 21: certmill.v1.Revocation.revoked_at:type_name -> google.protobuf.Timestamp
+	39, // 22: certmill.v1.ListCertificatesRequest.expires_after:type_name -> google.protobuf.Timestamp
+	39, // 23: certmill.v1.ListCertificatesRequest.expires_before:type_name -> google.protobuf.Timestamp
 	9,  // 24: certmill.v1.ListCertificatesResponse.certificates:type_name -> certmill.v1.Certificate
-	30, // 25: certmill.v1.CreateEnrollmentTokenRequest.lifetime:type_name -> google.protobuf.Duration
-	22, // 26: certmill.v1.CreateEnrollmentTokenResponse.token:type_name -> certmill.v1.EnrollmentToken
-	31, // 27: certmill.v1.EnrollmentToken.expires:type_name -> google.protobuf.Timestamp
-	22, // 28: certmill.v1.ListEnrollmentTokensResponse.tokens:type_name -> certmill.v1.EnrollmentToken
-	31, // 29: certmill.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	28, // 30: certmill.v1.ListAuditResponse.entries:type_name -> certmill.v1.AuditEntry
-	3,  // 31: certmill.v1.CertificateAuthority.Issue:input_type -> certmill.v1.IssueRequest
-	5,  // 32: certmill.v1.CertificateAuthority.IssueBatch:input_type -> certmill.v1.IssueBatchRequest
-	3,  // 33: certmill.v1.CertificateAuthority.IssueStream:input_type -> certmill.v1.IssueRequest
-	10, // 34: certmill.v1.CertificateAuthority.Submit:input_type -> certmill.v1.SubmitRequest
-	12, // 35: certmill.v1.CertificateAuthority.GetOrder:input_type -> certmill.v1.GetOrderRequest
-	13, // 36: certmill.v1.CertificateAuthority.Revoke:input_type -> certmill.v1.RevokeRequest
-	15, // 37: certmill.v1.CertificateAuthority.GetCertificate:input_type -> certmill.v1.GetCertificateRequest
-	16, // 38: certmill.v1.CertificateAuthority.ListCertificates:input_type -> certmill.v1.ListCertificatesRequest
-	18, // 39: certmill.v1.CertificateAuthority.GetTrustBundle:input_type -> certmill.v1.GetTrustBundleRequest
-	20, // 40: certmill.v1.Operations.CreateEnrollmentToken:input_type -> certmill.v1.CreateEnrollmentTokenRequest
-	23, // 41: certmill.v1.Operations.ListEnrollmentTokens:input_type -> certmill.v1.ListEnrollmentTokensRequest
-	25, // 42: certmill.v1.Operations.DeleteEnrollmentToken:input_type -> certmill.v1.DeleteEnrollmentTokenRequest
-	27, // 43: certmill.v1.Operations.ListAudit:input_type -> certmill.v1.ListAuditRequest
-	4,  // 44: certmill.v1.CertificateAuthority.Issue:output_type -> certmill.v1.IssueResponse
-	6,  // 45: certmill.v1.CertificateAuthority.IssueBatch:output_type -> certmill.v1.IssueBatchResponse
-	7,  // 46: certmill.v1.CertificateAuthority.IssueStream:output_type -> certmill.v1.IssueResult
-	11, // 47: certmill.v1.CertificateAuthority.Submit:output_type -> certmill.v1.Order
-	11, // 48: certmill.v1.CertificateAuthority.GetOrder:output_type -> certmill.v1.Order
-	14, // 49: certmill.v1.CertificateAuthority.Revoke:output_type -> certmill.v1.Revocation
-	9,  // 50: certmill.v1.CertificateAuthority.GetCertificate:output_type -> certmill.v1.Certificate
-	17, // 51: certmill.v1.CertificateAuthority.ListCertificates:output_type -> certmill.v1.ListCertificatesResponse
-	19, // 52: certmill.v1.CertificateAuthority.GetTrustBundle:output_type -> certmill.v1.TrustBundle
-	21, // 53: certmill.v1.Operations.CreateEnrollmentToken:output_type -> certmill.v1.CreateEnrollmentTokenResponse
-	24, // 54: certmill.v1.Operations.ListEnrollmentTokens:output_type -> certmill.v1.ListEnrollmentTokensResponse
-	26, // 55: certmill.v1.Operations.DeleteEnrollmentToken:output_type -> certmill.v1.DeleteEnrollmentTokenResponse
-	29, // 56: certmill.v1.Operations.ListAudit:output_type -> certmill.v1.ListAuditResponse
-	44, // [44:57] is the sub-list for method output_type
-	31, // [31:44] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	39, // 25: certmill.v1.RenewalInfo.renew_at:type_name -> google.protobuf.Timestamp
+	39, // 26: certmill.v1.RenewalInfo.window_start:type_name -> google.protobuf.Timestamp
+	39, // 27: certmill.v1.RenewalInfo.window_end:type_name -> google.protobuf.Timestamp
+	38, // 28: certmill.v1.RenewalInfo.ask_again:type_name -> google.protobuf.Duration
+	38, // 29: certmill.v1.CreateEnrollmentTokenRequest.lifetime:type_name -> google.protobuf.Duration
+	24, // 30: certmill.v1.CreateEnrollmentTokenResponse.token:type_name -> certmill.v1.EnrollmentToken
+	39, // 31: certmill.v1.EnrollmentToken.expires:type_name -> google.protobuf.Timestamp
+	24, // 32: certmill.v1.ListEnrollmentTokensResponse.tokens:type_name -> certmill.v1.EnrollmentToken
+	39, // 33: certmill.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	30, // 34: certmill.v1.ListAuditResponse.entries:type_name -> certmill.v1.AuditEntry
+	39, // 35: certmill.v1.RenewEarlyRequest.renew_by:type_name -> google.protobuf.Timestamp
+	39, // 36: certmill.v1.EarlyRenewal.renew_by:type_name -> google.protobuf.Timestamp
+	39, // 37: certmill.v1.EarlyRenewal.created:type_name -> google.protobuf.Timestamp
+	33, // 38: certmill.v1.ListEarlyRenewalsResponse.early_renewals:type_name -> certmill.v1.EarlyRenewal
+	3,  // 39: certmill.v1.CertificateAuthority.Issue:input_type -> certmill.v1.IssueRequest
+	5,  // 40: certmill.v1.CertificateAuthority.IssueBatch:input_type -> certmill.v1.IssueBatchRequest
+	3,  // 41: certmill.v1.CertificateAuthority.IssueStream:input_type -> certmill.v1.IssueRequest
+	10, // 42: certmill.v1.CertificateAuthority.Submit:input_type -> certmill.v1.SubmitRequest
+	12, // 43: certmill.v1.CertificateAuthority.GetOrder:input_type -> certmill.v1.GetOrderRequest
+	13, // 44: certmill.v1.CertificateAuthority.Revoke:input_type -> certmill.v1.RevokeRequest
+	15, // 45: certmill.v1.CertificateAuthority.GetCertificate:input_type -> certmill.v1.GetCertificateRequest
+	16, // 46: certmill.v1.CertificateAuthority.ListCertificates:input_type -> certmill.v1.ListCertificatesRequest
+	18, // 47: certmill.v1.CertificateAuthority.GetRenewalInfo:input_type -> certmill.v1.GetRenewalInfoRequest
+	20, // 48: certmill.v1.CertificateAuthority.GetTrustBundle:input_type -> certmill.v1.GetTrustBundleRequest
+	22, // 49: certmill.v1.Operations.CreateEnrollmentToken:input_type -> certmill.v1.CreateEnrollmentTokenRequest
+	25, // 50: certmill.v1.Operations.ListEnrollmentTokens:input_type -> certmill.v1.ListEnrollmentTokensRequest
+	27, // 51: certmill.v1.Operations.DeleteEnrollmentToken:input_type -> certmill.v1.DeleteEnrollmentTokenRequest
+	29, // 52: certmill.v1.Operations.ListAudit:input_type -> certmill.v1.ListAuditRequest
+	32, // 53: certmill.v1.Operations.RenewEarly:input_type -> certmill.v1.RenewEarlyRequest
+	34, // 54: certmill.v1.Operations.ListEarlyRenewals:input_type -> certmill.v1.ListEarlyRenewalsRequest
+	36, // 55: certmill.v1.Operations.EndEarlyRenewal:input_type -> certmill.v1.EndEarlyRenewalRequest
+	4,  // 56: certmill.v1.CertificateAuthority.Issue:output_type -> certmill.v1.IssueResponse
+	6,  // 57: certmill.v1.CertificateAuthority.IssueBatch:output_type -> certmill.v1.IssueBatchResponse
+	7,  // 58: certmill.v1.CertificateAuthority.IssueStream:output_type -> certmill.v1.IssueResult
+	11, // 59: certmill.v1.CertificateAuthority.Submit:output_type -> certmill.v1.Order
+	11, // 60: certmill.v1.CertificateAuthority.GetOrder:output_type -> certmill.v1.Order
+	14, // 61: certmill.v1.CertificateAuthority.Revoke:output_type -> certmill.v1.Revocation
+	9,  // 62: certmill.v1.CertificateAuthority.GetCertificate:output_type -> certmill.v1.Certificate
+	17, // 63: certmill.v1.CertificateAuthority.ListCertificates:output_type -> certmill.v1.ListCertificatesResponse
+	19, // 64: certmill.v1.CertificateAuthority.GetRenewalInfo:output_type -> certmill.v1.RenewalInfo
+	21, // 65: certmill.v1.CertificateAuthority.GetTrustBundle:output_type -> certmill.v1.TrustBundle
+	23, // 66: certmill.v1.Operations.CreateEnrollmentToken:output_type -> certmill.v1.CreateEnrollmentTokenResponse
+	26, // 67: certmill.v1.Operations.ListEnrollmentTokens:output_type -> certmill.v1.ListEnrollmentTokensResponse
+	28, // 68: certmill.v1.Operations.DeleteEnrollmentToken:output_type -> certmill.v1.DeleteEnrollmentTokenResponse
+	31, // 69: certmill.v1.Operations.ListAudit:output_type -> certmill.v1.ListAuditResponse
+	33, // 70: certmill.v1.Operations.RenewEarly:output_type -> certmill.v1.EarlyRenewal
+	35, // 71: certmill.v1.Operations.ListEarlyRenewals:output_type -> certmill.v1.ListEarlyRenewalsResponse
+	37, // 72: certmill.v1.Operations.EndEarlyRenewal:output_type -> certmill.v1.EndEarlyRenewalResponse
+	56, // [56:73] is the sub-list for method output_type
+	39, // [39:56] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_certmill_v1_certmill_proto_init() }
@@ -2349,7 +2876,7 @@ func file_certmill_v1_certmill_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certmill_v1_certmill_proto_rawDesc), len(file_certmill_v1_certmill_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

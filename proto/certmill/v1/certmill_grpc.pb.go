@@ -30,6 +30,7 @@ const (
 	CertificateAuthority_Revoke_FullMethodName           = "/certmill.v1.CertificateAuthority/Revoke"
 	CertificateAuthority_GetCertificate_FullMethodName   = "/certmill.v1.CertificateAuthority/GetCertificate"
 	CertificateAuthority_ListCertificates_FullMethodName = "/certmill.v1.CertificateAuthority/ListCertificates"
+	CertificateAuthority_GetRenewalInfo_FullMethodName   = "/certmill.v1.CertificateAuthority/GetRenewalInfo"
 	CertificateAuthority_GetTrustBundle_FullMethodName   = "/certmill.v1.CertificateAuthority/GetTrustBundle"
 )
 
@@ -61,6 +62,9 @@ type CertificateAuthorityClient interface {
 	GetCertificate(ctx context.Context, in *GetCertificateRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// ListCertificates pages through the ledger by key.
 	ListCertificates(ctx context.Context, in *ListCertificatesRequest, opts ...grpc.CallOption) (*ListCertificatesResponse, error)
+	// GetRenewalInfo says anew when the holder of a certificate is advised to renew it.
+	// It is cheap, and worth asking now and then: the CA may have pulled the time forward.
+	GetRenewalInfo(ctx context.Context, in *GetRenewalInfoRequest, opts ...grpc.CallOption) (*RenewalInfo, error)
 	// GetTrustBundle returns the roots and the issuing certificates; it needs no credentials.
 	GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*TrustBundle, error)
 }
@@ -156,6 +160,16 @@ func (c *certificateAuthorityClient) ListCertificates(ctx context.Context, in *L
 	return out, nil
 }
 
+func (c *certificateAuthorityClient) GetRenewalInfo(ctx context.Context, in *GetRenewalInfoRequest, opts ...grpc.CallOption) (*RenewalInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RenewalInfo)
+	err := c.cc.Invoke(ctx, CertificateAuthority_GetRenewalInfo_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *certificateAuthorityClient) GetTrustBundle(ctx context.Context, in *GetTrustBundleRequest, opts ...grpc.CallOption) (*TrustBundle, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TrustBundle)
@@ -194,6 +208,9 @@ type CertificateAuthorityServer interface {
 	GetCertificate(context.Context, *GetCertificateRequest) (*Certificate, error)
 	// ListCertificates pages through the ledger by key.
 	ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error)
+	// GetRenewalInfo says anew when the holder of a certificate is advised to renew it.
+	// It is cheap, and worth asking now and then: the CA may have pulled the time forward.
+	GetRenewalInfo(context.Context, *GetRenewalInfoRequest) (*RenewalInfo, error)
 	// GetTrustBundle returns the roots and the issuing certificates; it needs no credentials.
 	GetTrustBundle(context.Context, *GetTrustBundleRequest) (*TrustBundle, error)
 	mustEmbedUnimplementedCertificateAuthorityServer()
@@ -229,6 +246,9 @@ func (UnimplementedCertificateAuthorityServer) GetCertificate(context.Context, *
 }
 func (UnimplementedCertificateAuthorityServer) ListCertificates(context.Context, *ListCertificatesRequest) (*ListCertificatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListCertificates not implemented")
+}
+func (UnimplementedCertificateAuthorityServer) GetRenewalInfo(context.Context, *GetRenewalInfoRequest) (*RenewalInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRenewalInfo not implemented")
 }
 func (UnimplementedCertificateAuthorityServer) GetTrustBundle(context.Context, *GetTrustBundleRequest) (*TrustBundle, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTrustBundle not implemented")
@@ -387,6 +407,24 @@ func _CertificateAuthority_ListCertificates_Handler(srv interface{}, ctx context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CertificateAuthority_GetRenewalInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRenewalInfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CertificateAuthorityServer).GetRenewalInfo(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CertificateAuthority_GetRenewalInfo_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CertificateAuthorityServer).GetRenewalInfo(ctx, req.(*GetRenewalInfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _CertificateAuthority_GetTrustBundle_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetTrustBundleRequest)
 	if err := dec(in); err != nil {
@@ -441,6 +479,10 @@ var CertificateAuthority_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _CertificateAuthority_ListCertificates_Handler,
 		},
 		{
+			MethodName: "GetRenewalInfo",
+			Handler:    _CertificateAuthority_GetRenewalInfo_Handler,
+		},
+		{
 			MethodName: "GetTrustBundle",
 			Handler:    _CertificateAuthority_GetTrustBundle_Handler,
 		},
@@ -461,6 +503,9 @@ const (
 	Operations_ListEnrollmentTokens_FullMethodName  = "/certmill.v1.Operations/ListEnrollmentTokens"
 	Operations_DeleteEnrollmentToken_FullMethodName = "/certmill.v1.Operations/DeleteEnrollmentToken"
 	Operations_ListAudit_FullMethodName             = "/certmill.v1.Operations/ListAudit"
+	Operations_RenewEarly_FullMethodName            = "/certmill.v1.Operations/RenewEarly"
+	Operations_ListEarlyRenewals_FullMethodName     = "/certmill.v1.Operations/ListEarlyRenewals"
+	Operations_EndEarlyRenewal_FullMethodName       = "/certmill.v1.Operations/EndEarlyRenewal"
 )
 
 // OperationsClient is the client API for Operations service.
@@ -477,6 +522,12 @@ type OperationsClient interface {
 	DeleteEnrollmentToken(ctx context.Context, in *DeleteEnrollmentTokenRequest, opts ...grpc.CallOption) (*DeleteEnrollmentTokenResponse, error)
 	// ListAudit pages through the audit trail in order of its chain.
 	ListAudit(ctx context.Context, in *ListAuditRequest, opts ...grpc.CallOption) (*ListAuditResponse, error)
+	// RenewEarly pulls forward the advised renewal of certificates issued until now.
+	RenewEarly(ctx context.Context, in *RenewEarlyRequest, opts ...grpc.CallOption) (*EarlyRenewal, error)
+	// ListEarlyRenewals lists what stands, the newest first.
+	ListEarlyRenewals(ctx context.Context, in *ListEarlyRenewalsRequest, opts ...grpc.CallOption) (*ListEarlyRenewalsResponse, error)
+	// EndEarlyRenewal takes one back: what has not renewed yet is advised as before.
+	EndEarlyRenewal(ctx context.Context, in *EndEarlyRenewalRequest, opts ...grpc.CallOption) (*EndEarlyRenewalResponse, error)
 }
 
 type operationsClient struct {
@@ -527,6 +578,36 @@ func (c *operationsClient) ListAudit(ctx context.Context, in *ListAuditRequest, 
 	return out, nil
 }
 
+func (c *operationsClient) RenewEarly(ctx context.Context, in *RenewEarlyRequest, opts ...grpc.CallOption) (*EarlyRenewal, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EarlyRenewal)
+	err := c.cc.Invoke(ctx, Operations_RenewEarly_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operationsClient) ListEarlyRenewals(ctx context.Context, in *ListEarlyRenewalsRequest, opts ...grpc.CallOption) (*ListEarlyRenewalsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListEarlyRenewalsResponse)
+	err := c.cc.Invoke(ctx, Operations_ListEarlyRenewals_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operationsClient) EndEarlyRenewal(ctx context.Context, in *EndEarlyRenewalRequest, opts ...grpc.CallOption) (*EndEarlyRenewalResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndEarlyRenewalResponse)
+	err := c.cc.Invoke(ctx, Operations_EndEarlyRenewal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperationsServer is the server API for Operations service.
 // All implementations must embed UnimplementedOperationsServer
 // for forward compatibility.
@@ -541,6 +622,12 @@ type OperationsServer interface {
 	DeleteEnrollmentToken(context.Context, *DeleteEnrollmentTokenRequest) (*DeleteEnrollmentTokenResponse, error)
 	// ListAudit pages through the audit trail in order of its chain.
 	ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error)
+	// RenewEarly pulls forward the advised renewal of certificates issued until now.
+	RenewEarly(context.Context, *RenewEarlyRequest) (*EarlyRenewal, error)
+	// ListEarlyRenewals lists what stands, the newest first.
+	ListEarlyRenewals(context.Context, *ListEarlyRenewalsRequest) (*ListEarlyRenewalsResponse, error)
+	// EndEarlyRenewal takes one back: what has not renewed yet is advised as before.
+	EndEarlyRenewal(context.Context, *EndEarlyRenewalRequest) (*EndEarlyRenewalResponse, error)
 	mustEmbedUnimplementedOperationsServer()
 }
 
@@ -562,6 +649,15 @@ func (UnimplementedOperationsServer) DeleteEnrollmentToken(context.Context, *Del
 }
 func (UnimplementedOperationsServer) ListAudit(context.Context, *ListAuditRequest) (*ListAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAudit not implemented")
+}
+func (UnimplementedOperationsServer) RenewEarly(context.Context, *RenewEarlyRequest) (*EarlyRenewal, error) {
+	return nil, status.Error(codes.Unimplemented, "method RenewEarly not implemented")
+}
+func (UnimplementedOperationsServer) ListEarlyRenewals(context.Context, *ListEarlyRenewalsRequest) (*ListEarlyRenewalsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListEarlyRenewals not implemented")
+}
+func (UnimplementedOperationsServer) EndEarlyRenewal(context.Context, *EndEarlyRenewalRequest) (*EndEarlyRenewalResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EndEarlyRenewal not implemented")
 }
 func (UnimplementedOperationsServer) mustEmbedUnimplementedOperationsServer() {}
 func (UnimplementedOperationsServer) testEmbeddedByValue()                    {}
@@ -656,6 +752,60 @@ func _Operations_ListAudit_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operations_RenewEarly_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RenewEarlyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServer).RenewEarly(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operations_RenewEarly_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServer).RenewEarly(ctx, req.(*RenewEarlyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operations_ListEarlyRenewals_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListEarlyRenewalsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServer).ListEarlyRenewals(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operations_ListEarlyRenewals_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServer).ListEarlyRenewals(ctx, req.(*ListEarlyRenewalsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Operations_EndEarlyRenewal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndEarlyRenewalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServer).EndEarlyRenewal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operations_EndEarlyRenewal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServer).EndEarlyRenewal(ctx, req.(*EndEarlyRenewalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operations_ServiceDesc is the grpc.ServiceDesc for Operations service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -678,6 +828,18 @@ var Operations_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListAudit",
 			Handler:    _Operations_ListAudit_Handler,
+		},
+		{
+			MethodName: "RenewEarly",
+			Handler:    _Operations_RenewEarly_Handler,
+		},
+		{
+			MethodName: "ListEarlyRenewals",
+			Handler:    _Operations_ListEarlyRenewals_Handler,
+		},
+		{
+			MethodName: "EndEarlyRenewal",
+			Handler:    _Operations_EndEarlyRenewal_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
