@@ -1,9 +1,12 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strings"
@@ -47,7 +50,9 @@ func (a *mtlsAuth) caller(ctx context.Context, state *tls.ConnectionState) (*Cal
 	if err != nil {
 		return nil, err
 	}
-	if ours {
+	if !ours {
+		c.ID = "mtls:" + caPrefix(anchor(state.VerifiedChains)) + strings.TrimPrefix(c.ID, "mtls:")
+	} else {
 		if c.Serial, err = a.checkOwn(ctx, leaf); err != nil {
 			return nil, err
 		}
@@ -90,6 +95,30 @@ func (a *mtlsAuth) ours(chains [][]*x509.Certificate) (bool, error) {
 		return false, unauthenticated("subordinate_ca", "the client certificate comes from a CA below ours, which is not trusted here")
 	}
 	return false, nil
+}
+
+// anchor returns the CA that answers for a client certificate of another CA: the one
+// of client_ca_files that its chain ends in; of several, by cross-signing, the oldest,
+// so that a CA that is added later changes nobody's name.
+func anchor(chains [][]*x509.Certificate) *x509.Certificate {
+	var oldest *x509.Certificate
+	for _, chain := range chains {
+		root := chain[len(chain)-1]
+		if oldest == nil || root.NotBefore.Before(oldest.NotBefore) ||
+			root.NotBefore.Equal(oldest.NotBefore) && bytes.Compare(root.Raw, oldest.Raw) < 0 {
+			oldest = root
+		}
+	}
+	return oldest
+}
+
+// caPrefix stands in the ids of callers whose certificates come from another CA than
+// ours: two CAs that give out the same name have not named the same caller. It is the
+// CA's key, so it outlives a renewed root. No character of it but the slashes, which
+// "*" in operators does not match, can end it.
+func caPrefix(ca *x509.Certificate) string {
+	key := sha256.Sum256(ca.RawSubjectPublicKeyInfo)
+	return "ca/" + hex.EncodeToString(key[:16]) + "/"
 }
 
 // checkOwn refuses a certificate of ours that is revoked, or that the ledger does

@@ -176,12 +176,34 @@ func TestClientCertificates(t *testing.T) {
 		template *x509.Certificate
 		id       string
 	}{
-		"a URI comes first":        {&x509.Certificate{URIs: []*url.URL{uri}, DNSNames: []string{"a.test"}, Subject: named("a")}, "mtls:spiffe://example.test/sa/a"},
-		"then a DNS name":          {&x509.Certificate{DNSNames: []string{"a.test"}, Subject: named("a")}, "mtls:dns:a.test"},
-		"a common name at the end": {&x509.Certificate{Subject: named("alice")}, "mtls:cn:alice"},
+		"a URI comes first":        {&x509.Certificate{URIs: []*url.URL{uri}, DNSNames: []string{"a.test"}, Subject: named("a")}, "spiffe://example.test/sa/a"},
+		"then a DNS name":          {&x509.Certificate{DNSNames: []string{"a.test"}, Subject: named("a")}, "dns:a.test"},
+		"a common name at the end": {&x509.Certificate{Subject: named("alice")}, "cn:alice"},
 	} {
-		t.Run(name, func(t *testing.T) { listOwn(t, c.id, w.pki.foreign.issue(t, c.template)).ok(t, 200) })
+		t.Run(name, func(t *testing.T) {
+			listOwn(t, w.pki.foreign.caller(c.id), w.pki.foreign.issue(t, c.template)).ok(t, 200)
+		})
 	}
+	t.Run("two CAs that give out one name name two callers, even under one subject", func(t *testing.T) {
+		twin := w.pki.twin.issue(t, &x509.Certificate{Subject: named("alice")})
+		listOwn(t, w.pki.twin.caller("cn:alice"), twin).ok(t, 200)
+		listOwn(t, w.pki.foreign.caller("cn:alice"), twin).expect(t, 403, "caller", "own_or_viewer")
+		listOwn(t, "mtls:cn:alice", twin).expect(t, 403, "caller", "own_or_viewer")
+		claimed := w.pki.foreign.issue(t, &x509.Certificate{URIs: []*url.URL{uri}})
+		listOwn(t, "mtls:"+uri.String(), claimed).expect(t, 403, "caller", "own_or_viewer")
+	})
+	t.Run("a renewed root names the same callers, and a newer one beside it changes nobody", func(t *testing.T) {
+		old, renewed := *w.pki.foreign.cert, *w.pki.foreign.cert
+		renewed.NotBefore = old.NotBefore.Add(time.Hour)
+		other := *w.pki.twin.cert
+		other.NotBefore = old.NotBefore.Add(time.Hour)
+		leaf := &x509.Certificate{}
+		for _, chains := range [][][]*x509.Certificate{{{leaf, &old}}, {{leaf, &renewed}}, {{leaf, &other}, {leaf, &old}}, {{leaf, &old}, {leaf, &other}}} {
+			if got := "mtls:" + caPrefix(anchor(chains)); got != w.pki.foreign.caller("") {
+				t.Errorf("%s, want %s", got, w.pki.foreign.caller(""))
+			}
+		}
+	})
 	t.Run("a common name cannot pass for a SPIFFE ID", func(t *testing.T) {
 		listOwn(t, "", w.pki.foreign.issue(t, &x509.Certificate{Subject: named(uri.String())})).expect(t, 401, "authorization", "identity")
 	})
@@ -216,7 +238,7 @@ func TestClientCertificates(t *testing.T) {
 	t.Run("a certificate that ends on a living connection ends there", func(t *testing.T) {
 		c := w.pki.foreign.issue(t, &x509.Certificate{Subject: named("short"), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)})
 		client := w.client(c)
-		call := httpCall{method: http.MethodGet, path: "/v1/certificates?caller=mtls:cn:short", client: client}
+		call := httpCall{method: http.MethodGet, path: "/v1/certificates?caller=" + w.pki.foreign.caller("cn:short"), client: client}
 		w.do(t, call).ok(t, 200)
 		w.clock.advance(61 * time.Minute)
 		defer w.clock.advance(-61 * time.Minute)

@@ -62,6 +62,8 @@ type TLS struct {
 	// KeyFile holds its private key in PEM.
 	KeyFile string `yaml:"key_file"`
 	// ClientCAFiles hold roots for client certificates beside our own issuers, in PEM.
+	// The key of the root is part of its clients' ids, so that two CAs that give out the
+	// same name do not name the same caller.
 	ClientCAFiles []string `yaml:"client_ca_files"`
 	// OwnClients accepts client certificates that this CA issued, which is how a
 	// workload renews. They are refused as soon as they are revoked.
@@ -110,55 +112,15 @@ type JWTIssuer struct {
 
 // Operator gives roles to the callers whose id matches.
 type Operator struct {
-	// Match is a caller id, for example "mtls:spiffe://example.test/ops/alice" or
+	// Match is a caller id, for example "mtls:spiffe://example.test/ops/alice",
+	// "mtls:ca/9f86d081884c7d659a2feaa0c55ad015/cn:alice" (a client certificate of another
+	// CA: the number is its key's, and the gateway logs it when it starts) or
 	// "jwt:https://idp.example.test#alice"; "*" stands for any run of characters
 	// without a slash.
 	Match string `yaml:"match"`
 	// Roles are viewer (may find every certificate), operator (may also revoke and make
 	// enrollment tokens), auditor (may read the audit trail), admin (all of it).
 	Roles []string `yaml:"roles"`
-}
-
-// Limits bounds what callers can cost.
-type Limits struct {
-	// MaxInFlight bounds the certificates being issued and calls being served at one
-	// time; beyond it the answer is Overloaded at once.
-	MaxInFlight int `yaml:"max_in_flight"`
-	// RenewalShare is the share of max_in_flight that renewals may take, above 0 and at
-	// most 1. The rest is kept for first certificates: who renews has a certificate
-	// meanwhile, who starts has none. A renewal is a request whose caller shows a valid
-	// certificate of this CA that has the same names, or the same key.
-	RenewalShare float64 `yaml:"renewal_share"`
-	// RetryAfter is advised to callers who were refused at one of these bounds, spread
-	// from half of it to one and a half, so that they do not come back together.
-	RetryAfter time.Duration `yaml:"retry_after"`
-	// MaxConnections bounds the connections of each listener.
-	MaxConnections int `yaml:"max_connections"`
-	// MaxBodyBytes bounds the body of a request.
-	MaxBodyBytes int64 `yaml:"max_body_bytes"`
-	// MaxBatchBytes bounds the body of a batch and of one gRPC message.
-	MaxBatchBytes int64 `yaml:"max_batch_bytes"`
-	// MaxBatch bounds the requests of a batch; at most 256.
-	MaxBatch int `yaml:"max_batch"`
-	// MaxHeaderBytes bounds the header of a request.
-	MaxHeaderBytes int `yaml:"max_header_bytes"`
-	// MaxConcurrentStreams bounds the requests at one time of one HTTP/2 connection.
-	MaxConcurrentStreams int `yaml:"max_concurrent_streams"`
-	// StreamConcurrency bounds the certificates in work for one IssueStream.
-	StreamConcurrency int `yaml:"stream_concurrency"`
-	// HeaderTimeout is how long a caller may take to send a header and, on gRPC, to
-	// finish its handshake.
-	HeaderTimeout time.Duration `yaml:"header_timeout"`
-	// ReadTimeout is how long a caller may take to send a whole request.
-	ReadTimeout time.Duration `yaml:"read_timeout"`
-	// IdleTimeout is how long a connection without a request is kept.
-	IdleTimeout time.Duration `yaml:"idle_timeout"`
-	// CallTimeout is the deadline of a call that brings none of its own.
-	CallTimeout time.Duration `yaml:"call_timeout"`
-	// MaxCallTimeout is the longest deadline that a call can have; at most 5m.
-	MaxCallTimeout time.Duration `yaml:"max_call_timeout"`
-	// ShutdownTimeout is how long running calls may take to end at shutdown.
-	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 }
 
 // Orders is about asynchronous issue.
@@ -188,7 +150,9 @@ func DefaultConfig() Config {
 		RenewAt:         0.6,
 		IssuerRefresh:   5 * time.Second,
 		Limits: Limits{
-			MaxInFlight: 1024, RenewalShare: 0.75, RetryAfter: time.Second, MaxConnections: 10_000,
+			MaxInFlight: 1024, RenewalShare: 0.75, RetryAfter: time.Second,
+			CallerShare: 0.8, CallerBurst: 100, NamesBurst: 10, RateEntries: 20_000,
+			MaxConnections: 10_000, MaxConnectionsPerAddress: 5_000, MaxStreams: 10_000,
 			MaxBodyBytes: 128 << 10, MaxBatchBytes: 2 << 20, MaxBatch: 256,
 			MaxHeaderBytes: 32 << 10, MaxConcurrentStreams: 250, StreamConcurrency: 64,
 			HeaderTimeout: 5 * time.Second, ReadTimeout: 15 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -274,45 +238,6 @@ func (o Operator) validate(e *keyErrors, key string) {
 		e.require(Role(r).valid(), key+".roles", fmt.Sprintf("%q is none of viewer, operator, auditor, admin", r))
 	}
 }
-
-func (l Limits) validate(e *keyErrors) {
-	for _, n := range []struct {
-		key      string
-		value    int64
-		min, max int64
-	}{
-		{"limits.max_in_flight", int64(l.MaxInFlight), 1, 1_000_000},
-		{"limits.max_connections", int64(l.MaxConnections), 1, 1_000_000},
-		{"limits.max_body_bytes", l.MaxBodyBytes, 1 << 10, 1 << 20},
-		{"limits.max_batch_bytes", l.MaxBatchBytes, 1 << 10, 32 << 20},
-		{"limits.max_batch", int64(l.MaxBatch), 1, 256},
-		{"limits.max_header_bytes", int64(l.MaxHeaderBytes), 4 << 10, 1 << 20},
-		{"limits.max_concurrent_streams", int64(l.MaxConcurrentStreams), 1, 10_000},
-		{"limits.stream_concurrency", int64(l.StreamConcurrency), 1, 10_000},
-	} {
-		e.require(n.value >= n.min && n.value <= n.max, n.key, fmt.Sprintf("must be %d to %d", n.min, n.max))
-	}
-	e.require(l.RenewalShare > 0 && l.RenewalShare <= 1, "limits.renewal_share", "must be above 0 and at most 1")
-	for _, d := range []struct {
-		key   string
-		value time.Duration
-	}{
-		{"limits.retry_after", l.RetryAfter},
-		{"limits.header_timeout", l.HeaderTimeout},
-		{"limits.read_timeout", l.ReadTimeout},
-		{"limits.idle_timeout", l.IdleTimeout},
-		{"limits.call_timeout", l.CallTimeout},
-		{"limits.max_call_timeout", l.MaxCallTimeout},
-		{"limits.shutdown_timeout", l.ShutdownTimeout},
-	} {
-		e.between(d.key, d.value, 10*time.Millisecond, 5*time.Minute)
-	}
-	e.require(l.MaxInFlight >= l.MaxBatch, "limits.max_in_flight", "must not be less than limits.max_batch")
-	e.require(l.CallTimeout <= l.MaxCallTimeout, "limits.call_timeout", "must not exceed limits.max_call_timeout")
-}
-
-// maxRenewals is what renewal_share leaves renewals; at least one.
-func (l Limits) maxRenewals() int { return max(1, int(l.RenewalShare*float64(l.MaxInFlight))) }
 
 func (o Orders) validate(e *keyErrors) {
 	e.between("orders.sweep_interval", o.SweepInterval, 10*time.Millisecond, time.Hour)

@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -33,8 +32,8 @@ type Gateway struct {
 	tls      *tlsFiles
 
 	listening chan struct{} // closed when both listeners are open
-	https     net.Listener
-	grpc      net.Listener // nil where gRPC is off
+	https     *boundedListener
+	grpc      *boundedListener // nil where gRPC is off
 	stopping  atomic.Bool
 }
 
@@ -57,8 +56,10 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 		inFlight: newLimiter("in_flight", cfg.Limits.MaxInFlight, cfg.Limits.RetryAfter),
 		renewing: newLimiter("renewals_in_flight", cfg.Limits.maxRenewals(), cfg.Limits.RetryAfter),
 		waiting:  newLimiter("order_waiters", cfg.Orders.MaxWaiting, cfg.Limits.RetryAfter),
+		streams:  newLimiter("streams", cfg.Limits.MaxStreams, cfg.Limits.RetryAfter),
 		log:      deps.Log, now: deps.Now,
 	}
+	g.service.admission = newAdmission(&g.cfg, g.service.inFlight, g.service.streams, g.service.waiting, deps.Log, deps.Now)
 	g.auth = &authenticator{
 		mtls: &mtlsAuth{
 			issuers: issuers, ledger: deps.Ledger, operators: cfg.Operators, now: deps.Now, ttl: cfg.TLS.RevocationTTL,
@@ -70,7 +71,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 			known: newLRU[[sha256.Size]byte, rememberedToken](cfg.Auth.CacheEntries),
 		},
 	}
-	g.observer = &observer{log: deps.Log, tracer: deps.Tracer, metrics: newMetrics(deps.Registry, g.service)}
+	g.observer = &observer{log: deps.Log, tracer: deps.Tracer, metrics: newMetrics(deps.Registry, g.service, g.openListeners)}
 	return g, nil
 }
 
@@ -137,16 +138,35 @@ func (g *Gateway) Run(ctx context.Context) error {
 	return g.serve(ctx)
 }
 
-func (g *Gateway) listen(ctx context.Context) (err error) {
+// openListeners returns the listeners by name, none before Run has opened them.
+func (g *Gateway) openListeners() map[string]*boundedListener {
+	select {
+	case <-g.listening:
+	default:
+		return nil
+	}
+	open := map[string]*boundedListener{"https": g.https}
+	if g.grpc != nil {
+		open["grpc"] = g.grpc
+	}
+	return open
+}
+
+func (g *Gateway) listen(ctx context.Context) error {
 	var config net.ListenConfig
-	if g.https, err = config.Listen(ctx, "tcp", g.cfg.Listen); err != nil {
+	https, err := config.Listen(ctx, "tcp", g.cfg.Listen)
+	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
+	l := &g.cfg.Limits
+	g.https = newBoundedListener(https, l.MaxConnections, l.MaxConnectionsPerAddress)
 	if g.cfg.GRPCListen != "" {
-		if g.grpc, err = config.Listen(ctx, "tcp", g.cfg.GRPCListen); err != nil {
-			_ = g.https.Close()
+		grpc, err := config.Listen(ctx, "tcp", g.cfg.GRPCListen)
+		if err != nil {
+			_ = https.Close()
 			return fmt.Errorf("grpc_listen: %w", err)
 		}
+		g.grpc = newBoundedListener(grpc, l.MaxConnections, l.MaxConnectionsPerAddress)
 	}
 	close(g.listening)
 	return nil
@@ -164,7 +184,7 @@ func (g *Gateway) serve(ctx context.Context) error {
 
 	servers, failed := errgroup.WithContext(ctx)
 	servers.Go(func() error {
-		err := httpServer.ServeTLS(netutil.LimitListener(g.https, g.cfg.Limits.MaxConnections), "", "")
+		err := httpServer.ServeTLS(g.https, "", "")
 		if errors.Is(err, http.ErrServerClosed) {
 			return nil
 		}
@@ -172,7 +192,7 @@ func (g *Gateway) serve(ctx context.Context) error {
 	})
 	if g.grpc != nil {
 		servers.Go(func() error {
-			err := grpcServer.Serve(netutil.LimitListener(g.grpc, g.cfg.Limits.MaxConnections))
+			err := grpcServer.Serve(g.grpc)
 			if err != nil && !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
 				return fmt.Errorf("serving gRPC: %w", err)
 			}

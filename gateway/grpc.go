@@ -108,12 +108,15 @@ func (a *grpcAPI) tap(ctx context.Context, info *tap.Info) (context.Context, err
 	switch {
 	case !ok:
 		if err := a.unguarded.acquire(1); err != nil {
+			a.observer.metrics.refuse(err)
 			return nil, problem.ToStatus(err).Err()
 		}
 		context.AfterFunc(ctx, func() { a.unguarded.release(1) })
 	case !m.unbounded && a.service.inFlight.full():
+		refusal := a.service.inFlight.refusal()
 		a.observer.metrics.observe(m.route, problem.Overloaded, 0)
-		return nil, problem.ToStatus(a.service.inFlight.refusal()).Err()
+		a.observer.metrics.refuse(refusal)
+		return nil, problem.ToStatus(refusal).Err()
 	}
 	ctx, cancel := context.WithCancel(ctx) // ends with the stream's own
 	return context.WithValue(ctx, lateKey{}, &late{cancel}), nil
@@ -258,11 +261,12 @@ func (a *grpcAPI) serve(ctx context.Context, x *exchange, m method, server any, 
 			err = panicked(v)
 		}
 	}()
-	if !m.unbounded {
-		if err := a.service.inFlight.acquire(1); err != nil {
+	places, held := a.placesFor(m)
+	if places != nil {
+		if err := places.acquire(1); err != nil {
 			return err
 		}
-		defer a.service.inFlight.release(1)
+		defer places.release(1)
 	}
 	if m.route != routeStream { // whose requests have deadlines of their own
 		var cancel context.CancelFunc
@@ -273,8 +277,27 @@ func (a *grpcAPI) serve(ctx context.Context, x *exchange, m method, server any, 
 		if x.caller, err = a.authenticate(ctx); err != nil {
 			return err
 		}
+		if held != nil {
+			leave, err := a.service.admission.admit(ctx, held, x.caller, 1)
+			if err != nil {
+				return err
+			}
+			defer leave()
+		}
 	}
 	return handler(server, &streamWithContext{stream, ctx})
+}
+
+// placesFor returns where a call takes its place, and how callers share it; nil where
+// its handler sees to that.
+func (a *grpcAPI) placesFor(m method) (*limiter, *shares) {
+	switch {
+	case m.route == routeStream: // its items take places in flight
+		return a.service.streams, a.service.admission.streams
+	case m.unbounded:
+		return nil, nil
+	}
+	return a.service.inFlight, a.service.admission.calls
 }
 
 type streamWithContext struct {

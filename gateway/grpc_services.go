@@ -118,6 +118,11 @@ func (s *issueStream) issue(ctx context.Context, x *exchange, in *certmillv1.Iss
 	if x.caller, err = a.authenticate(ctx); err != nil {
 		return nil, err
 	}
+	leave, err := a.service.admission.admit(ctx, a.service.admission.calls, x.caller, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if x.issued, err = a.service.issue(ctx, x.caller, x.requestID, in); err != nil {
 		return nil, err
 	}

@@ -143,6 +143,13 @@ func (h *httpAPI) serve(ctx context.Context, x *exchange, e *endpoint, w http.Re
 			return err
 		}
 		x.caller = r.caller
+		if !e.unbounded {
+			leave, err := h.service.admission.admit(ctx, h.service.admission.calls, r.caller, 1)
+			if err != nil {
+				return err
+			}
+			defer leave()
+		}
 	}
 	return e.serve(ctx, x, w, r)
 }

@@ -78,6 +78,9 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 	if err != nil {
 		return nil, err
 	}
+	if err := s.admission.certificate(ctx, c); err != nil {
+		return nil, err
+	}
 	if s.issuers.current().active[p.Issuer] == nil {
 		return nil, problem.Down("issuer", s.cfg.Limits.RetryAfter, errors.New("profile "+p.Name+" names issuer "+p.Issuer+", which is not active in the ledger"))
 	}
@@ -145,11 +148,15 @@ func (s *service) profileFor(c *Caller, name string) (*profile.Profile, error) {
 	return s.profiles.Get(name)
 }
 
-// spend takes one use of an enrollment token for a request and its retries. A retry has
+// spend takes what a request costs: one of its names' certificates, where those are
+// limited, and one use of an enrollment token for a request and its retries. A retry has
 // the same CSR, or a key could be used for as many as there is time for; and it comes
 // while the request's key still stands for the first certificate, which is not after
 // that one's end. Half of the lifetime leaves room for its jitter.
 func (s *service) spend(ctx context.Context, c *Caller, p *prepared) error {
+	if err := s.admission.named(ctx, c, p); err != nil {
+		return err
+	}
 	if c.grant == nil {
 		return nil
 	}
@@ -171,6 +178,11 @@ func (s *service) issueMany(ctx context.Context, c *Caller, requests []*certmill
 		return nil, err
 	}
 	defer s.inFlight.release(len(requests) - 1)
+	leave, err := s.admission.admit(ctx, s.admission.calls, c, len(requests)-1)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	results := make([]*certmillv1.IssueResult, len(requests))
 	var wait sync.WaitGroup
 	for k := range requests {

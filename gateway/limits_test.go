@@ -302,7 +302,7 @@ func TestTLSSessionsAreResumed(t *testing.T) {
 	connect := func() httpReply {
 		transport := &http.Transport{TLSClientConfig: cfg}
 		defer transport.CloseIdleConnections()
-		return w.do(t, httpCall{method: http.MethodGet, path: "/v1/certificates?caller=mtls:cn:alice", client: &http.Client{Transport: transport}}).ok(t, 200)
+		return w.do(t, httpCall{method: http.MethodGet, path: "/v1/certificates?caller=" + w.pki.foreign.caller("cn:alice"), client: &http.Client{Transport: transport}}).ok(t, 200)
 	}
 	if connect().tls.DidResume || !connect().tls.DidResume {
 		t.Error("the second connection is not a resumption")

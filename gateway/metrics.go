@@ -57,9 +57,13 @@ func (r route) span() string {
 type metrics struct {
 	requests [routes]map[problem.Kind]prometheus.Counter
 	duration [routes]prometheus.Observer
+	refused  map[string]prometheus.Counter // by bound
 }
 
-func newMetrics(r prometheus.Registerer, s *service) *metrics {
+// bounds are the rules of Overloaded problems: the closed set of refusals_total.
+var bounds = []string{"in_flight", "renewals_in_flight", "streams", "order_waiters", "unguarded", "caller_share", "caller_rate", "names_rate", "gateway_pending", "other"}
+
+func newMetrics(r prometheus.Registerer, s *service, listeners func() map[string]*boundedListener) *metrics {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "certmill_gateway_requests_total", Help: "Calls served, by route and kind of outcome (ok or a problem's kind).",
 	}, []string{"route", "kind"})
@@ -70,13 +74,21 @@ func newMetrics(r prometheus.Registerer, s *service) *metrics {
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
 	}
-	r.MustRegister(requests, duration,
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "certmill_gateway_refusals_total", Help: "Calls and certificates refused as too many, by the bound that was reached.",
+	}, []string{"bound"})
+	r.MustRegister(requests, duration, refused,
 		gauge("certmill_gateway_in_flight_requests", "Calls and certificates in work.", func() float64 { return float64(s.inFlight.used.Load()) }),
 		gauge("certmill_gateway_in_flight_requests_max", "Their bound, limits.max_in_flight.", func() float64 { return float64(s.inFlight.max) }),
 		gauge("certmill_gateway_renewals_in_flight_requests", "Renewals in work.", func() float64 { return float64(s.renewing.used.Load()) }),
 		gauge("certmill_gateway_renewals_in_flight_requests_max", "Their bound, limits.renewal_share of limits.max_in_flight.", func() float64 { return float64(s.renewing.max) }),
 		gauge("certmill_gateway_order_waiters", "Callers that wait for an order.", func() float64 { return float64(s.waiting.used.Load()) }),
 		gauge("certmill_gateway_order_waiters_max", "Their bound, orders.max_waiting.", func() float64 { return float64(s.waiting.max) }),
+		gauge("certmill_gateway_streams", "IssueStream calls that are open.", func() float64 { return float64(s.streams.used.Load()) }),
+		gauge("certmill_gateway_streams_max", "Their bound, limits.max_streams.", func() float64 { return float64(s.streams.max) }),
+		gauge("certmill_gateway_callers", "Callers with calls in work.", func() float64 { n, _ := s.admission.calls.callers(); return float64(n) }),
+		gauge("certmill_gateway_caller_requests_most", "Calls in work of the caller who has the most.", func() float64 { _, most := s.admission.calls.callers(); return float64(most) }),
+		&sharing{s.admission}, &connections{listeners, s.cfg.Limits.MaxConnections},
 		gauge("certmill_gateway_issuers_age_seconds", "Time since the issuers were read from the ledger.", func() float64 {
 			if loaded := s.issuers.current().loaded; !loaded.IsZero() {
 				return s.now().Sub(loaded).Seconds()
@@ -84,7 +96,10 @@ func newMetrics(r prometheus.Registerer, s *service) *metrics {
 			return 0
 		}),
 	)
-	m := &metrics{}
+	m := &metrics{refused: map[string]prometheus.Counter{}}
+	for _, bound := range bounds {
+		m.refused[bound] = refused.WithLabelValues(bound)
+	}
 	for k := range routes {
 		m.duration[k] = duration.WithLabelValues(k.String())
 		m.requests[k] = map[problem.Kind]prometheus.Counter{"": requests.WithLabelValues(k.String(), kindLabel(""))}
@@ -98,4 +113,16 @@ func newMetrics(r prometheus.Registerer, s *service) *metrics {
 func (m *metrics) observe(r route, kind problem.Kind, elapsed time.Duration) {
 	m.requests[r][kind].Inc()
 	m.duration[r].Observe(elapsed.Seconds())
+}
+
+// refuse counts a failure that is Overloaded by its bound; another one is not counted.
+func (m *metrics) refuse(err error) {
+	if problem.KindOf(err) != problem.Overloaded {
+		return
+	}
+	counter := m.refused[problem.From(err).Rule]
+	if counter == nil { // the queue's and the signers' own
+		counter = m.refused["other"]
+	}
+	counter.Inc()
 }

@@ -73,6 +73,11 @@ func (s *service) getOrder(ctx context.Context, c *Caller, r *certmillv1.GetOrde
 		return nil, err
 	}
 	defer s.waiting.release(1)
+	leave, err := s.admission.admit(ctx, s.admission.waiters, c, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	order, err := s.awaitOrder(ctx, c, r.Id, wait)
 	if err != nil {
 		return nil, err

@@ -30,6 +30,8 @@ type service struct {
 	inFlight  *limiter
 	renewing  *limiter // renewals among them: the rest is kept for first certificates
 	waiting   *limiter
+	streams   *limiter
+	admission *admission
 	log       *slog.Logger
 	now       func() time.Time
 }

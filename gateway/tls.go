@@ -55,6 +55,9 @@ func (f *tlsFiles) load() error {
 	defer f.mu.Unlock()
 	f.stamp, f.cert, f.clients = stamp, cert, clients
 	f.publish()
+	for _, c := range clients {
+		f.log.Info("client certificates are taken from another CA", "subject", c.Subject.String(), "until", c.NotAfter, "caller_ids", "mtls:"+caPrefix(c)+"…")
+	}
 	return nil
 }
 

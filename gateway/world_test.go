@@ -91,7 +91,7 @@ func newWorld(t testing.TB, change ...func(*Config, *Deps)) *world {
 
 	cfg.Listen, cfg.GRPCListen = "127.0.0.1:0", "127.0.0.1:0"
 	cfg.TLS.CertFile, cfg.TLS.KeyFile = w.pki.serverFiles(t, "localhost")
-	cfg.TLS.ClientCAFiles = []string{w.pki.foreign.file(t)}
+	cfg.TLS.ClientCAFiles = []string{w.pki.foreign.file(t), w.pki.twin.file(t)}
 	cfg.TLS.Reload, cfg.TLS.RevocationTTL = 20*time.Millisecond, 0
 	cfg.IssuerRefresh = 100 * time.Millisecond
 	cfg.ProfilesDir, cfg.DefaultProfile = "testdata/profiles", "server"
@@ -288,13 +288,15 @@ type authority struct {
 // comes from (server), and one for client certificates that it trusts (foreign).
 type pki struct {
 	root, issuing, server, foreign *authority
+	// twin has foreign's name and another key.
+	twin *authority
 }
 
 func newPKI(t testing.TB) *pki {
 	root := newAuthority(t, "certmill test root", nil)
 	return &pki{
 		root: root, issuing: newAuthority(t, "certmill test issuing", root),
-		server: newAuthority(t, "server CA", nil), foreign: newAuthority(t, "foreign CA", nil),
+		server: newAuthority(t, "server CA", nil), foreign: newAuthority(t, "foreign CA", nil), twin: newAuthority(t, "foreign CA", nil),
 	}
 }
 
@@ -334,6 +336,9 @@ func (a *authority) issue(t testing.TB, template *x509.Certificate) tls.Certific
 	der := must(x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key))(t)
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: must(x509.ParseCertificate(der))(t)}
 }
+
+// caller is the id of a caller whom this CA names, where it is not one of ours.
+func (a *authority) caller(name string) string { return "mtls:" + caPrefix(a.cert) + name }
 
 func (a *authority) file(t testing.TB) string {
 	name := filepath.Join(t.TempDir(), "ca.pem")
