@@ -64,12 +64,13 @@ type OrderStore interface {
 
 // TokenStore keeps enrollment tokens by the hash of their secret.
 type TokenStore interface {
-	// CreateToken stores a token and returns it with its id and time.
+	// CreateToken stores a token, with its audit row, and returns it with its id and time.
 	CreateToken(ctx context.Context, t ledger.Token) (ledger.Token, error)
 	// Tokens returns all tokens, the newest first.
 	Tokens(ctx context.Context) ([]ledger.Token, error)
-	// DeleteToken ends a token at once; an unknown id is a NotFound problem.
-	DeleteToken(ctx context.Context, id string) error
+	// DeleteToken ends a token at once, with an audit row that names the actor; an
+	// unknown id is a NotFound problem.
+	DeleteToken(ctx context.Context, id, actor string) error
 	// TokenByHash returns an Unauthenticated problem for an unknown or expired token.
 	TokenByHash(ctx context.Context, hash [sha256.Size]byte) (ledger.Token, error)
 	// UseToken takes one use of the token for a request, once per request key: a retry
@@ -79,8 +80,6 @@ type TokenStore interface {
 
 // AuditTrail is the audit chain.
 type AuditTrail interface {
-	// AppendAudit adds an entry at the chain's end.
-	AppendAudit(ctx context.Context, e ledger.AuditEntry) (ledger.AuditEntry, error)
 	// Audit returns entries after a sequence number, in its order.
 	Audit(ctx context.Context, after int64, limit int) ([]ledger.AuditEntry, error)
 }

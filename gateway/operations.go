@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,11 +36,7 @@ func (s *service) createToken(ctx context.Context, c *Caller, r *certmillv1.Crea
 	}
 	var secret string
 	secret, t.Hash = newSecret()
-	if t, err = s.ledger.CreateToken(ctx, t); err != nil {
-		return nil, err
-	}
-	// Without its entry in the audit trail the token does not become known to anybody.
-	if err := s.audit(ctx, c, "enrollment_token.create", t.ID, fmt.Sprintf("profile %s, names %q, %d uses", t.Profile, t.Names, t.Uses)); err != nil {
+	if t, err = s.ledger.CreateToken(ctx, t); err != nil { // with its audit row, or not at all
 		return nil, err
 	}
 	return &certmillv1.CreateEnrollmentTokenResponse{Token: tokenMessage(&t), Secret: secret}, nil
@@ -118,22 +113,10 @@ func (s *service) deleteToken(ctx context.Context, c *Caller, r *certmillv1.Dele
 	if _, err := uuid.Parse(r.Id); err != nil || len(r.Id) != 36 {
 		return nil, problem.Rejected("id", "token_id", "a token's id is a UUID")
 	}
-	// The entry comes first: a token must not be gone without a trace.
-	if err := s.audit(ctx, c, "enrollment_token.delete", r.Id, ""); err != nil {
-		return nil, err
-	}
-	if err := s.ledger.DeleteToken(ctx, r.Id); err != nil {
+	if err := s.ledger.DeleteToken(ctx, r.Id, c.ID); err != nil {
 		return nil, err
 	}
 	return &certmillv1.DeleteEnrollmentTokenResponse{}, nil
-}
-
-func (s *service) audit(ctx context.Context, c *Caller, action, subject, detail string) error {
-	_, err := s.ledger.AppendAudit(ctx, ledger.AuditEntry{Actor: c.ID, Action: action, Subject: subject, Detail: detail})
-	if err != nil {
-		return fmt.Errorf("recording %s: %w", action, err)
-	}
-	return nil
 }
 
 func tokenMessage(t *ledger.Token) *certmillv1.EnrollmentToken {

@@ -10,20 +10,6 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// auditPage is how many audit rows are read at a time.
-const auditPage = 1000
-
-// BrokenChainError names the first row of the audit table that is not as it was written.
-type BrokenChainError struct {
-	Sequence int64
-	Reason   string
-}
-
-// Error says where the chain breaks.
-func (e *BrokenChainError) Error() string {
-	return fmt.Sprintf("the audit chain is broken at row %d: %s", e.Sequence, e.Reason)
-}
-
 // AppendAudit adds a row and returns it with its sequence, time and hash. When the
 // database's answer is lost the row may be there twice, never not at all.
 func (l *Ledger) AppendAudit(ctx context.Context, e AuditEntry) (AuditEntry, error) {
@@ -38,29 +24,25 @@ func (l *Ledger) AppendAudit(ctx context.Context, e AuditEntry) (AuditEntry, err
 	return e, err
 }
 
-// auditHead is the last row of the chain.
-type auditHead struct {
-	seq  int64
-	hash []byte
-}
-
 // lockAudit takes the head of the chain. Until tx ends, which must be in the
 // dialect's locked mode, nobody else appends: sequences have no gaps and are
 // committed in their order, and what else the transaction reads stays as it is read
 // by all who append.
-func lockAudit(ctx context.Context, tx pgx.Tx) (auditHead, error) {
-	var h auditHead
-	if err := tx.QueryRow(ctx, `SELECT seq, hash FROM audit_head WHERE id = 1 FOR UPDATE`).Scan(&h.seq, &h.hash); err != nil {
+func lockAudit(ctx context.Context, tx pgx.Tx) (AuditHead, error) {
+	var h AuditHead
+	var hash []byte
+	if err := tx.QueryRow(ctx, `SELECT seq, hash FROM audit_head WHERE id = 1 FOR UPDATE`).Scan(&h.Sequence, &hash); err != nil {
 		return h, fmt.Errorf("locking the audit chain: %w", err)
 	}
+	copy(h.Hash[:], hash)
 	return h, nil
 }
 
 // appendAudit adds a row after head within the transaction that has locked it.
-func (l *Ledger) appendAudit(ctx context.Context, tx pgx.Tx, head auditHead, e AuditEntry) (AuditEntry, error) {
-	e.Sequence = head.seq + 1
+func (l *Ledger) appendAudit(ctx context.Context, tx pgx.Tx, head AuditHead, e AuditEntry) (AuditEntry, error) {
+	e.Sequence = head.Sequence + 1
 	e.Time = l.now().UTC().Truncate(time.Microsecond)
-	e.Hash = auditHash(head.hash, e)
+	e.Hash = auditHash(head.Hash, e)
 	_, err := tx.Exec(ctx, `INSERT INTO audit (seq, recorded_at, actor, action, subject, detail, hash) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
 		e.Sequence, e.Time, e.Actor, e.Action, e.Subject, e.Detail, e.Hash[:])
 	if err != nil {
@@ -74,14 +56,14 @@ func (l *Ledger) appendAudit(ctx context.Context, tx pgx.Tx, head auditHead, e A
 
 // auditHash is SHA-256 over the hash before and the row's fields, each with its
 // length, so that no two rows have the same input.
-func auditHash(prev []byte, e AuditEntry) [sha256.Size]byte {
+func auditHash(prev [sha256.Size]byte, e AuditEntry) [sha256.Size]byte {
 	h := sha256.New()
 	var n [8]byte
 	number := func(v int64) {
 		binary.BigEndian.PutUint64(n[:], uint64(v))
 		h.Write(n[:])
 	}
-	h.Write(prev)
+	h.Write(prev[:])
 	number(e.Sequence)
 	number(e.Time.UnixMicro())
 	for _, s := range []string{e.Actor, e.Action, e.Subject, e.Detail} {
@@ -104,40 +86,4 @@ func (l *Ledger) Audit(ctx context.Context, after int64, limit int) ([]AuditEntr
 		return err
 	}, `SELECT seq, recorded_at, actor, action, subject, detail, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 	return out, err
-}
-
-// VerifyAudit walks the chain from its start to its head and returns how many rows
-// it has. A row that was changed, taken out or put in is a *BrokenChainError.
-func (l *Ledger) VerifyAudit(ctx context.Context) (int64, error) {
-	var head int64
-	var headHash []byte
-	err := l.query(ctx, func() {}, func(rows pgx.Rows) error { return rows.Scan(&head, &headHash) },
-		`SELECT seq, hash FROM audit_head WHERE id = 1`)
-	if err != nil {
-		return 0, err
-	}
-	prev := make([]byte, sha256.Size)
-	var at int64
-	for at < head {
-		page, err := l.Audit(ctx, at, auditPage)
-		if err != nil {
-			return at, err
-		}
-		if len(page) == 0 {
-			return at, &BrokenChainError{at + 1, "the rows up to the head are missing"}
-		}
-		for _, e := range page {
-			if e.Sequence != at+1 {
-				return at, &BrokenChainError{at + 1, "the row is missing"}
-			}
-			if auditHash(prev, e) != e.Hash {
-				return at, &BrokenChainError{e.Sequence, "its hash does not cover its fields and the row before"}
-			}
-			if at++; at == head && [sha256.Size]byte(headHash) != e.Hash {
-				return at, &BrokenChainError{e.Sequence, "it is not the row that the head names"}
-			}
-			prev = e.Hash[:]
-		}
-	}
-	return at, nil
 }

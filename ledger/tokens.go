@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -13,7 +14,8 @@ import (
 	"github.com/certmill/certmill/internal/problem"
 )
 
-// CreateToken stores an enrollment token and returns it with its id and time.
+// CreateToken stores an enrollment token and returns it with its id and time. Its audit
+// row is in the same transaction: there is no token without one.
 func (l *Ledger) CreateToken(ctx context.Context, t Token) (Token, error) {
 	now := l.now()
 	switch {
@@ -28,13 +30,22 @@ func (l *Ledger) CreateToken(ctx context.Context, t Token) (Token, error) {
 		t.Names = []string{}
 	}
 	t.ID, t.Used, t.Created = uuid.NewString(), 0, now.UTC()
-	err := l.retry(ctx, func(ctx context.Context) error {
-		_, err := l.write.Exec(ctx, `INSERT INTO enrollment_tokens (id, hash, profile, names, uses, expires_at, owner, created_by, created_at)
+	detail := fmt.Sprintf("profile %s, names %q, %d uses", t.Profile, t.Names, t.Uses)
+	err := l.inTx(ctx, l.dialect.locked(), func(ctx context.Context, tx pgx.Tx) error {
+		head, err := lockAudit(ctx, tx)
+		if err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `INSERT INTO enrollment_tokens (id, hash, profile, names, uses, expires_at, owner, created_by, created_at)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO NOTHING`,
 			t.ID, t.Hash[:], t.Profile, t.Names, t.Uses, t.Expires, t.Owner, t.CreatedBy, t.Created)
 		if hasCode(err, codeUniqueViolation) {
 			return problem.New(problem.Conflict, "this token exists already")
 		}
+		if err != nil || tag.RowsAffected() == 0 { // an earlier try, whose answer was lost, has done it
+			return err
+		}
+		_, err = l.appendAudit(ctx, tx, head, AuditEntry{Actor: t.CreatedBy, Action: "enrollment_token.create", Subject: t.ID, Detail: detail})
 		return err
 	})
 	return t, err
@@ -52,19 +63,45 @@ func (l *Ledger) Tokens(ctx context.Context) ([]Token, error) {
 	return out, err
 }
 
-// DeleteToken ends a token. An unknown id is NotFound.
-func (l *Ledger) DeleteToken(ctx context.Context, id string) error {
+// DeleteToken ends a token on behalf of an actor, with an audit row in the same
+// transaction. An unknown id is NotFound.
+func (l *Ledger) DeleteToken(ctx context.Context, id, actor string) error {
 	u, err := uuid.Parse(id)
 	if err != nil {
 		return problem.Rejected("id", "uuid", "a token's id is a UUID")
 	}
-	return l.retry(ctx, func(ctx context.Context) error {
-		tag, err := l.write.Exec(ctx, `DELETE FROM enrollment_tokens WHERE id = $1`, u.String())
-		if err == nil && tag.RowsAffected() == 0 {
-			return problem.New(problem.NotFound, "there is no token %s", id)
+	entry := AuditEntry{Actor: actor, Action: "enrollment_token.delete", Subject: u.String()}
+	began := int64(-1) // the chain's end when this was first tried
+	return l.inTx(ctx, l.dialect.locked(), func(ctx context.Context, tx pgx.Tx) error {
+		head, err := lockAudit(ctx, tx)
+		if err != nil {
+			return err
 		}
+		if began < 0 {
+			began = head.Sequence
+		}
+		tag, err := tx.Exec(ctx, `DELETE FROM enrollment_tokens WHERE id = $1`, u.String())
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 0 {
+			return deletedSince(ctx, tx, began, entry)
+		}
+		_, err = l.appendAudit(ctx, tx, head, entry)
 		return err
 	})
+}
+
+// deletedSince returns nil where a deletion was recorded after a row of the audit
+// chain: an earlier try has done it, whose answer was lost.
+func deletedSince(ctx context.Context, tx pgx.Tx, row int64, e AuditEntry) error {
+	var done bool
+	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM audit WHERE seq > $1 AND actor = $2 AND action = $3 AND subject = $4)`,
+		row, e.Actor, e.Action, e.Subject).Scan(&done)
+	if err == nil && !done {
+		err = problem.New(problem.NotFound, "there is no token %s", e.Subject)
+	}
+	return err
 }
 
 // TokenByHash returns the token whose secret has this SHA-256, used or not. An

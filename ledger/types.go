@@ -242,6 +242,22 @@ type Token struct {
 	Created   time.Time
 }
 
+// AuditHead is a row of the audit chain and its hash, which covers all rows before it.
+type AuditHead struct {
+	Sequence int64
+	Hash     [sha256.Size]byte
+}
+
+// SignedHead is a head that an issuer's key has signed: what it covers can be neither
+// changed nor taken away without leaving a head that nothing fits.
+type SignedHead struct {
+	AuditHead
+	// SignedAt is in whole microseconds.
+	SignedAt  time.Time
+	Issuer    int32
+	Signature []byte
+}
+
 // AuditEntry is one link of the audit chain.
 type AuditEntry struct {
 	Sequence int64

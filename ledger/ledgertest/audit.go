@@ -3,9 +3,12 @@ package ledgertest
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -13,6 +16,8 @@ var auditTests = map[string]func(*testing.T, *env){
 	"rows from many goroutines are one chain":     auditChain,
 	"tampering is found at the row":               tampering,
 	"the database refuses to change an audit row": appendOnly,
+	"a token and its audit row stand or fall":     tokenAudit,
+	"signed heads are kept in their order":        signedHeads,
 }
 
 func auditChain(t *testing.T, e *env) {
@@ -81,9 +86,92 @@ func appendOnly(t *testing.T, e *env) {
 	_, err := e.AppendAudit(t.Context(), ledger.AuditEntry{Actor: "a", Action: "b"})
 	noError(t, err)
 	conn := e.connect(t)
-	for _, sql := range []string{`UPDATE audit SET detail = 'x'`, `DELETE FROM audit`, `TRUNCATE audit`} {
+	for _, sql := range []string{`UPDATE audit SET detail = 'x'`, `DELETE FROM audit`, `TRUNCATE audit`, `DELETE FROM audit_heads`, `TRUNCATE audit_heads`} {
 		if _, err := conn.Exec(t.Context(), sql); sqlState(err) != "42501" {
 			t.Errorf("%s: %v", sql, err)
 		}
 	}
+}
+
+// tokenAudit: no token comes or goes without its row, nor a row without its token.
+func tokenAudit(t *testing.T, e *env) {
+	e.onPostgreSQL(t) // whose triggers refuse the row
+	token := newToken(t, e, 1)
+	rows, err := e.Audit(t.Context(), 0, 10)
+	noError(t, err)
+	if len(rows) != 1 || rows[0].Action != "enrollment_token.create" || rows[0].Subject != token.ID || rows[0].Actor != "admin" {
+		t.Fatalf("the trail of a token's creation: %+v", rows)
+	}
+	conn := e.connect(t)
+	_, err = conn.Exec(t.Context(), `CREATE FUNCTION no_audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '42501'; END $$;
+		CREATE TRIGGER no_audit BEFORE INSERT ON audit EXECUTE FUNCTION no_audit()`)
+	noError(t, err)
+	second := token
+	second.Hash[0] ^= 1
+	if _, err := e.CreateToken(t.Context(), second); err == nil {
+		t.Error("a token was made without its audit row")
+	}
+	if err := e.DeleteToken(t.Context(), token.ID, "admin"); err == nil {
+		t.Error("a token was deleted without its audit row")
+	}
+	if tokens, err := e.Tokens(t.Context()); err != nil || len(tokens) != 1 || tokens[0].ID != token.ID {
+		t.Errorf("tokens %+v, %v", tokens, err)
+	}
+	_, err = conn.Exec(t.Context(), `DROP TRIGGER no_audit ON audit`)
+	noError(t, err)
+	noError(t, e.DeleteToken(t.Context(), token.ID, "oncall"))
+	wantKind(t, e.DeleteToken(t.Context(), token.ID, "oncall"), problem.NotFound) // and writes no row
+	_, err = e.CreateToken(t.Context(), ledger.Token{Hash: token.Hash, Uses: 1, Expires: token.Expires, CreatedBy: "admin"})
+	noError(t, err)
+	_, err = e.CreateToken(t.Context(), ledger.Token{Hash: token.Hash, Uses: 1, Expires: token.Expires, CreatedBy: "admin"})
+	wantKind(t, err, problem.Conflict) // and writes no row
+	rows, err = e.Audit(t.Context(), 0, 10)
+	if err != nil || len(rows) != 3 || rows[1].Action != "enrollment_token.delete" || rows[1].Subject != token.ID || rows[1].Actor != "oncall" {
+		t.Errorf("the trail: %+v, %v", rows, err)
+	}
+	if n, err := e.VerifyAudit(t.Context()); err != nil || n != 3 {
+		t.Errorf("%d rows, %v", n, err)
+	}
+}
+
+func signedHeads(t *testing.T, e *env) {
+	der := []byte{0x30, 0}
+	issuer, err := e.PutIssuer(t.Context(), ledger.Issuer{Name: "issuing", State: ledger.IssuerActive, DER: der, KeyURI: "pkcs11:object=x"})
+	noError(t, err)
+	if none, err := e.LastSignedHead(t.Context()); err != nil || none.Sequence != 0 || none.Signature != nil {
+		t.Errorf("before the first: %+v, %v", none, err)
+	}
+	now := e.clock.Now().UTC().Truncate(time.Microsecond)
+	head := func(seq int64, later time.Duration) ledger.SignedHead {
+		return ledger.SignedHead{AuditHead: ledger.AuditHead{Sequence: seq, Hash: [32]byte{byte(seq)}}, SignedAt: now.Add(later), Issuer: issuer, Signature: []byte{1}}
+	}
+	want := []ledger.SignedHead{head(3, 0), head(3, time.Hour), head(7, time.Minute), head(9, 2*time.Minute)}
+	for _, i := range []int{2, 0, 3, 1, 2} { // one of them twice
+		noError(t, e.PutSignedHead(t.Context(), want[i]))
+	}
+	var got []ledger.SignedHead
+	for {
+		page, err := e.SignedHeads(t.Context(), last(got), 3)
+		noError(t, err)
+		if len(page) == 0 {
+			break
+		}
+		got = append(got, page...)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if newest, err := e.LastSignedHead(t.Context()); err != nil || !reflect.DeepEqual(newest, want[3]) {
+		t.Errorf("the newest is %+v, %v", newest, err)
+	}
+	if err := e.PutSignedHead(t.Context(), head(9, 5*time.Nanosecond)); err == nil {
+		t.Error("a time that the database would round is taken")
+	}
+}
+
+func last(heads []ledger.SignedHead) ledger.SignedHead {
+	if len(heads) == 0 {
+		return ledger.SignedHead{}
+	}
+	return heads[len(heads)-1]
 }

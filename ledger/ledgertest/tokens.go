@@ -124,7 +124,7 @@ func tokenSameRequest(t *testing.T, e *env) {
 func tokenRefused(t *testing.T, e *env) {
 	token := newToken(t, e, 5)
 	deleted := newToken(t, e, 5)
-	noError(t, e.DeleteToken(t.Context(), deleted.ID))
+	noError(t, e.DeleteToken(t.Context(), deleted.ID, "admin"))
 	e.clock.advance(time.Hour + time.Second)
 	for rule, hash := range map[string][32]byte{"token_expired": token.Hash, "token_unknown": deleted.Hash} {
 		want := &problem.Error{Kind: problem.Unauthenticated, Rule: rule}
@@ -149,9 +149,9 @@ func tokenAdmin(t *testing.T, e *env) {
 	if err != nil || len(all) != 1 || all[0].ID != token.ID {
 		t.Errorf("%+v, %v", all, err)
 	}
-	noError(t, e.DeleteToken(t.Context(), token.ID))
-	wantKind(t, e.DeleteToken(t.Context(), token.ID), problem.NotFound)
-	wantKind(t, e.DeleteToken(t.Context(), "x"), problem.Invalid)
+	noError(t, e.DeleteToken(t.Context(), token.ID, "admin"))
+	wantKind(t, e.DeleteToken(t.Context(), token.ID, "admin"), problem.NotFound)
+	wantKind(t, e.DeleteToken(t.Context(), "x", "admin"), problem.Invalid)
 	for name, bad := range map[string]ledger.Token{
 		"no use": {Hash: token.Hash, Expires: token.Expires}, "past": {Hash: token.Hash, Uses: 1},
 	} {
