@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/queue"
 )
@@ -95,6 +96,7 @@ func (d *Dispatcher) publish(b batch) {
 	defer cancel()
 	start := time.Now()
 	_, err = d.conn.JetStream.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(1), jetstream.WithRetryWait(100*time.Millisecond))
+	failpoint.Hit(failpoint.GatewayPublished)
 	d.metrics.publish.Observe(time.Since(start).Seconds())
 	d.metrics.batch.Observe(float64(len(b.calls)))
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/queue"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
@@ -43,6 +44,7 @@ func (d *Dispatcher) takeReply(m *nats.Msg) {
 		d.log.Warn("a reply was not made by a signer of ours", "error", err)
 		return
 	}
+	failpoint.Hit(failpoint.GatewayAnswered)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range reply.Results {

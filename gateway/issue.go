@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/internal/csr"
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/queue"
@@ -51,6 +52,7 @@ func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *cer
 	if err := s.spend(ctx, c, p); err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.GatewayAccepted)
 	result, err := s.signer.Do(ctx, p.sign, priority)
 	if err != nil {
 		return nil, err

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/ledger"
@@ -44,6 +45,7 @@ func (s *service) submit(ctx context.Context, c *Caller, r *certmillv1.IssueRequ
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit(failpoint.GatewayOrdered)
 	if created {
 		if err := s.enqueueOrder(ctx, order.ID, p.sign); err != nil {
 			s.log.Warn("an order could not be queued yet; the sweep will do it", "order", order.ID, "error", err)

@@ -20,6 +20,8 @@ func (idle) Expect(int) {}
 
 func (idle) prepare(*profile.Request, uint32) (prepared, error) { return idle{}, nil }
 
+func (idle) Serial() serial.Number { return serial.Number{1} }
+
 func (idle) Sign(context.Context, ContextSigner) (ledger.Certificate, error) {
 	return ledger.Certificate{Serial: serial.Number{1}, DER: idleDER}, nil
 }

@@ -50,6 +50,11 @@ type Config struct {
 	// EpochReportInterval is how often the number of signatures made is written into
 	// the ledger, for the reconciliation of signatures with rows.
 	EpochReportInterval time.Duration `yaml:"epoch_report_interval"`
+	// StateDir is where the signer keeps, in files of a few hundred KiB, the serials that
+	// it has in hand, so that after its death the next signer with this directory closes
+	// its account to the signature. Any number of signers on a machine may share it. It is
+	// no memory: nothing is lost with it but the exactness of that account. Empty: none.
+	StateDir string `yaml:"state_dir"`
 	// ShutdownTimeout bounds the end of what is in flight at shutdown.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 	// NATS is the broker between gateways and signers.

@@ -12,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/serial"
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/signer/hsm"
 )
@@ -47,8 +48,12 @@ type Ledger interface {
 	Issuers(ctx context.Context) ([]ledger.Issuer, error)
 	// StartEpoch commits an epoch row and returns its number, which no other start has.
 	StartEpoch(ctx context.Context, e ledger.Epoch) (uint32, error)
-	// ReportSignatures records how many signatures an epoch has made so far.
-	ReportSignatures(ctx context.Context, epoch uint32, signatures int64, final bool) error
+	// ReportEpoch records what became of an epoch's signatures so far.
+	ReportEpoch(ctx context.Context, epoch uint32, r ledger.EpochReport) error
+	// RecordStrays writes down signatures that have no row. It may be repeated.
+	RecordStrays(ctx context.Context, strays []ledger.Stray) error
+	// Statuses returns those of the serials that have a row.
+	Statuses(ctx context.Context, serials []serial.Number) ([]ledger.Status, error)
 	// Lookup returns what stands under the keys; those without a certificate are absent.
 	Lookup(ctx context.Context, keys []ledger.RequestKey) (map[ledger.RequestKey]ledger.Found, error)
 	// FailOrder ends an order that has no certificate.
@@ -120,6 +125,7 @@ type preparer interface {
 
 // prepared is signed once at most; the signature is verified.
 type prepared interface {
+	Serial() serial.Number
 	Sign(ctx context.Context, s ContextSigner) (ledger.Certificate, error)
 }
 

@@ -14,13 +14,15 @@ import (
 )
 
 // IssuerKey is an issuer's key for what is no end entity's certificate: its CRLs and
-// the certificates of its OCSP signers. It is not part of the signer's epoch, which is
-// compared with certificates: CRLs have numbers of their own in the ledger, reserved
-// before they are signed, and an OCSP signer's certificate has an epoch of its own.
+// the certificates of its OCSP signers. CRLs have numbers of their own in the ledger,
+// reserved before they are signed; where the signer issues certificates with the key,
+// its epoch counts their signatures too. An OCSP signer's certificate has an epoch of
+// its own.
 type IssuerKey struct {
 	scheme *scheme
 	key    ContextSigner
 	token  Token
+	seat   *seat // nil where the key issues nothing here
 }
 
 // IssuerKey finds the key of any generation of an issuer, active or retired, in a
@@ -45,11 +47,27 @@ func (s *Signer) IssuerKey(ctx context.Context, issuer ledger.Issuer) (*IssuerKe
 		}
 		key, err := t.Key(ctx, issuer.KeyURI, cert.PublicKey)
 		if err == nil {
-			return &IssuerKey{scheme, key, t}, nil
+			return &IssuerKey{scheme, key, t, s.seatOf(issuer.ID, t)}, nil
 		}
 		errs = append(errs, err)
 	}
 	return nil, problem.Down("hsm", time.Second, fmt.Errorf("%w: %w", errNoSeat, errors.Join(errs...)))
+}
+
+// seatOf returns the seat of an issuer in a token, or nil.
+func (s *Signer) seatOf(issuer int32, t Token) *seat {
+	s.mu.Lock()
+	l := s.lines[issuer]
+	s.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	for _, seat := range l.allSeats() {
+		if seat.token == t {
+			return seat
+		}
+	}
+	return nil
 }
 
 // Algorithm is the AlgorithmIdentifier of the signatures, as DER.
@@ -67,6 +85,9 @@ func (k *IssuerKey) Sign(ctx context.Context, digest []byte) ([]byte, error) {
 	signature, err := k.key.SignContext(ctx, digest, k.scheme.options)
 	if err != nil {
 		return nil, fmt.Errorf("signing in token %s: %w", k.token.Serial(), err)
+	}
+	if k.seat != nil {
+		k.seat.hand.signedCRL()
 	}
 	if err := k.scheme.verify(digest, signature); err != nil {
 		k.token.Condemn(err)

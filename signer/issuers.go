@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/ledger"
 )
@@ -166,7 +167,7 @@ func (s *Signer) reportEpochs(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 			for _, l := range s.allLines() {
-				l.report(ctx, false)
+				l.report(ctx)
 			}
 		}
 	}
@@ -179,12 +180,26 @@ func (s *Signer) reportFinal(ctx context.Context) {
 	}
 }
 
-func (l *line) reportFinal(ctx context.Context) { l.report(ctx, true) }
-
-func (l *line) report(ctx context.Context, final bool) {
+// reportFinal settles what is loose and ends the epochs. The line must be at rest.
+func (l *line) reportFinal(ctx context.Context) {
+	if err := l.s.settleLoose(ctx); err != nil {
+		l.log.Warn("signatures without a row could not be written down", "error", err)
+	}
+	l.s.account.settling.Lock()
+	defer l.s.account.settling.Unlock()
 	for _, seat := range l.allSeats() {
-		if err := seat.report(ctx, l.s.book, final); err != nil {
-			l.log.Warn("an epoch's signatures could not be reported", "epoch", seat.epoch, "made", seat.made.Load(), "error", err)
+		l.s.account.drop(seat)
+		if err := seat.end(ctx, l.s.book); err != nil {
+			l.log.Warn("the account of an epoch stays open", "epoch", seat.epoch, "error", err)
+		}
+	}
+}
+
+func (l *line) report(ctx context.Context) {
+	failpoint.Hit(failpoint.SignerReporting)
+	for _, seat := range l.allSeats() {
+		if err := seat.report(ctx, l.s.book); err != nil {
+			l.log.Warn("an epoch's signatures could not be reported", "epoch", seat.epoch, "error", err)
 		}
 	}
 }

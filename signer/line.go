@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/ledger"
@@ -81,7 +82,7 @@ func (l *line) findSeats(ctx context.Context, cert *x509.Certificate) error {
 		if has(have, t) {
 			continue
 		}
-		seat, err := takeSeat(ctx, l.s.book, l.s.cfg.Name, l.issuer, cert.PublicKey, t)
+		seat, err := takeSeat(ctx, l.s, l.issuer, cert.PublicKey, t)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -255,6 +256,7 @@ func (l *line) take(m *nats.Msg) {
 		return
 	}
 	d.line = l
+	failpoint.Hit(failpoint.SignerTaken)
 	l.s.metrics.messages.Inc()
 	if d.expired(now) {
 		// Nobody waits any more: not even its envelope is opened.

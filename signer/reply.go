@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 )
@@ -111,7 +112,9 @@ func (s *Signer) sendReplies(subject string, group []outcome) {
 			reply.Results = append(reply.Results, group[n].result)
 			n++
 		}
+		failpoint.Hit(failpoint.SignerReplying)
 		err := s.conn.Publish(subject, reply)
+		failpoint.Hit(failpoint.SignerReplied)
 		s.metrics.replies.Inc()
 		if err != nil {
 			s.log.Warn("a reply could not be written", "results", n, "error", err)

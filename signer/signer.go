@@ -38,6 +38,7 @@ type Signer struct {
 	work     context.Context // the requests'; ends when shutdown takes too long
 	inFlight atomic.Int64
 	serving  atomic.Bool
+	account  account        // signatures that are not settled
 	writing  sync.WaitGroup // replies and events
 
 	mu         sync.Mutex // guards all below

@@ -9,6 +9,7 @@ import (
 
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/queue"
@@ -82,6 +83,9 @@ type walk struct {
 	d      *delivery
 	r      *queuev1.SignRequest
 	signed bool
+	// The signature that was made, in the hand of its seat.
+	seat *seat
+	slot int32
 
 	prepareTime, signTime, commitTime time.Duration
 }
@@ -203,17 +207,29 @@ func (w *walk) signOn(ctx context.Context, traced bool, s *seat, request *profil
 	if err != nil {
 		return ledger.Certificate{}, err
 	}
+	failpoint.Hit(failpoint.SignerPrepared)
+	slot, err := s.hand.take(p.Serial())
+	if err != nil {
+		return ledger.Certificate{}, err
+	}
 	cert, err := p.Sign(ctx, s.key)
 	took := time.Since(prepared)
 	w.signTime += took
 	l.s.metrics.sign.Observe(took.Seconds())
+	if err == nil {
+		failpoint.Hit(failpoint.SignerSigned)
+		s.hand.signed(slot)
+		w.seat, w.slot = s, slot
+		return cert, nil
+	}
 	if errors.Is(err, ErrBadSignature) {
 		s.token.Condemn(err)
+		s.hand.signed(slot)
+		l.s.account.put(loose{s, slot, ledger.StrayRefused})
+	} else {
+		s.hand.settle(slot, 0) // no signature came out of the token
 	}
-	if err != nil {
-		return ledger.Certificate{}, fmt.Errorf("signing in token %s: %w", s.token.Serial(), err)
-	}
-	return cert, nil
+	return ledger.Certificate{}, fmt.Errorf("signing in token %s: %w", s.token.Serial(), err)
 }
 
 func (w *walk) prepare(ctx context.Context, traced bool, s *seat, request *profile.Request) (prepared, error) {
@@ -237,6 +253,7 @@ func (w *walk) commit(ctx context.Context, traced bool, cert ledger.Certificate)
 	if traced {
 		commitCtx = trace.ContextWithSpanContext(commitCtx, trace.SpanContextFromContext(ctx))
 	}
+	failpoint.Hit(failpoint.SignerCommitting)
 	start := time.Now()
 	out, err := s.committer.Commit(commitCtx, ledger.Entry{
 		Certificate: cert,
@@ -244,6 +261,8 @@ func (w *walk) commit(ctx context.Context, traced bool, cert ledger.Certificate)
 		CSR:         [queue.DigestSize]byte(w.r.CsrSha256),
 		ReuseUntil:  reuseUntil(w.r, s.now()),
 	})
+	failpoint.Hit(failpoint.SignerCommitted)
+	s.account.settle(w.seat, w.slot, out.Duplicate, err)
 	w.commitTime = time.Since(start)
 	s.metrics.commit.Observe(w.commitTime.Seconds())
 	s.gate.note(err)

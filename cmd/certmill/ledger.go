@@ -17,6 +17,7 @@ func ledgerCommand() *cobra.Command {
 		ledgerTool("migrate", "Bring the ledger's schema up to this program; safe while the service runs", migrate),
 		ledgerTool("status", "Show the ledger's schema, issuers and signer epochs", ledgerStatus),
 		maintainCommand(),
+		reconcileCommand(),
 	)
 	return c
 }

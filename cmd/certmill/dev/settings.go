@@ -123,7 +123,7 @@ func (d *dev) tokenSettings() settings {
 func (d *dev) signerSettings(name string) settings {
 	return settings{
 		"name": name, "tokens": []settings{d.tokenSettings()}, "profiles_dir": d.dir.Path("profiles"),
-		"nats": d.natsSettings(), "ledger": d.ledgerSettings(8),
+		"state_dir": d.dir.Path("state"), "nats": d.natsSettings(), "ledger": d.ledgerSettings(8),
 	}
 }
 
