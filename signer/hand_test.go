@@ -137,6 +137,8 @@ type committerFunc func(ledger.Entry) (ledger.Outcome, error)
 
 func (f committerFunc) Commit(_ context.Context, e ledger.Entry) (ledger.Outcome, error) { return f(e) }
 
+func (committerFunc) Expect(int) {}
+
 func TestEverySignatureIsAccountedForWhateverTheLedgerSays(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change    func(Committer) Committer
