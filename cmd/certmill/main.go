@@ -105,7 +105,7 @@ func newRoot() *cobra.Command {
 		"start":        {devCommand(), loadtest.Command()},
 		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
 		"roles":        {gatewayCommand(), signerCommand(), ocspCommand(), stapleCommand()},
-		"operate":      {caCommand(), renewEarlyCommand(), ledgerCommand(), configCommand(), versionCommand()},
+		"operate":      {caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

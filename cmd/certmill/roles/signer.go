@@ -13,6 +13,7 @@ import (
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/ledger/auditchain"
 	"github.com/certmill/certmill/ocsp/crl"
 	"github.com/certmill/certmill/signer"
 	"github.com/certmill/certmill/signer/ceremony"
@@ -34,11 +35,13 @@ type SignerConfig struct {
 	CRL crl.Config `yaml:"crl"`
 	// OCSPSigners says how this signer renews the certificates of delegated OCSP signers.
 	OCSPSigners ceremony.RenewConfig `yaml:"ocsp_signers"`
+	// Audit says how this signer has the audit chain signed.
+	Audit auditchain.Config `yaml:"audit"`
 }
 
 // DefaultSigner returns the defaults.
 func DefaultSigner() SignerConfig {
-	return SignerConfig{Config: signer.DefaultConfig(), CRL: crl.DefaultConfig(), OCSPSigners: ceremony.DefaultRenewConfig()}
+	return SignerConfig{Config: signer.DefaultConfig(), CRL: crl.DefaultConfig(), OCSPSigners: ceremony.DefaultRenewConfig(), Audit: auditchain.DefaultConfig()}
 }
 
 // Validate reports everything that is wrong.
@@ -49,6 +52,9 @@ func (c SignerConfig) Validate() error {
 	}
 	if oerr := c.OCSPSigners.Validate(); oerr != nil {
 		err = errors.Join(err, fmt.Errorf("ocsp_signers: %w", oerr))
+	}
+	if aerr := c.Audit.Validate(); aerr != nil {
+		err = errors.Join(err, fmt.Errorf("audit: %w", aerr))
 	}
 	return err
 }
@@ -69,8 +75,8 @@ func LoadSigner(s Source) (SignerConfig, error) {
 	return load("signer", DefaultSigner(), hsmElements, s)
 }
 
-// Signer runs a signer until ctx ends, and with it a maker of CRLs and a renewer of
-// OCSP signers.
+// Signer runs a signer until ctx ends, and with it a maker of CRLs, a renewer of OCSP
+// signers and the sentry of the audit chain.
 func Signer(ctx context.Context, s Source) error {
 	cfg, err := LoadSigner(s)
 	if err != nil {
@@ -82,18 +88,18 @@ func Signer(ctx context.Context, s Source) error {
 			return err
 		}
 		running(r)
-		return inOrder(ctx, r.Run, func(ctx context.Context) error { return revocationServices(ctx, cfg, r, tel) })
+		return inOrder(ctx, r.Run, func(ctx context.Context) error { return keyServices(ctx, cfg, r, tel) })
 	})
 }
 
-// revocationConnections is how many connections to the ledger CRLs and OCSP signers
-// have together: they must not take those of certificates.
-const revocationConnections = 4
+// serviceConnections is how many connections to the ledger CRLs, OCSP signers and the
+// audit chain have together: they must not take those of certificates.
+const serviceConnections = 4
 
-// revocationServices makes CRLs and renews OCSP signers beside a signer, with the
-// signer's keys and profiles.
-func revocationServices(ctx context.Context, cfg SignerConfig, r *signer.Signer, tel *telemetry.Telemetry) error {
-	cfg.Ledger.MaxConnections = revocationConnections
+// keyServices makes CRLs, renews OCSP signers and has the audit chain signed beside a
+// signer, with the signer's keys and profiles.
+func keyServices(ctx context.Context, cfg SignerConfig, r *signer.Signer, tel *telemetry.Telemetry) error {
+	cfg.Ledger.MaxConnections = serviceConnections
 	quiet := *tel
 	quiet.Registry = prometheus.NewRegistry() // the signer's pool has the metrics' names
 	book, err := openLedger(ctx, cfg.Ledger, &quiet)
@@ -131,7 +137,21 @@ func revocationServices(ctx context.Context, cfg SignerConfig, r *signer.Signer,
 	if err != nil {
 		return err
 	}
+	sentry, err := auditchain.NewSentry(cfg.Audit, auditchain.Deps{
+		Ledger: book, Log: tel.Log, Registry: tel.Registry,
+		Key: func(ctx context.Context, issuer ledger.Issuer) (auditchain.Key, error) {
+			key, err := r.IssuerKey(ctx, issuer)
+			if err != nil {
+				return nil, err
+			}
+			return key, nil
+		},
+	})
+	if err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return sentry.Run(ctx) })
 	group.Go(func() error { return maker.Run(ctx) })
 	group.Go(func() error { return renewer.Run(ctx) })
 	return group.Wait()
