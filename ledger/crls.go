@@ -199,18 +199,18 @@ type CRLScope struct {
 	// Complete takes in certificates whose profile has no CRL.
 	Complete bool
 	// Sequence leaves out later revocations, so that a scope does not change while it
-	// is read.
-	Sequence int64
+	// is read, and After those up to it, which a delta CRL's base has.
+	Sequence, After int64
 	// Unexpired leaves out certificates that ended before it.
 	Unexpired time.Time
 }
 
-// scopeWhere takes a CRLScope's args as $1 to $6.
+// scopeWhere takes a CRLScope's args as $1 to $7.
 const scopeWhere = ` FROM revocations WHERE issuer = $1 AND substr(serial, 15, 2) >= $2 AND substr(serial, 15, 2) <= $3
-	AND (services & 2 <> 0 OR $4) AND seq <= $5 AND not_after >= $6`
+	AND (services & 2 <> 0 OR $4) AND seq <= $5 AND not_after >= $6 AND seq > $7`
 
 func (s *CRLScope) args(more ...any) []any {
-	return append([]any{s.Issuer, s.First[:], s.Last[:], s.Complete, s.Sequence, s.Unexpired}, more...)
+	return append([]any{s.Issuer, s.First[:], s.Last[:], s.Complete, s.Sequence, s.Unexpired, s.After}, more...)
 }
 
 // RevocationSequence returns the Sequence of the last revocation, 0 without one.
@@ -262,7 +262,7 @@ func (l *Ledger) CRLEntries(ctx context.Context, s CRLScope, after serial.Number
 		e.Serial, err = serial.FromBytes(number)
 		out = append(out, e)
 		return err
-	}, `SELECT serial, revoked_at, reason`+scopeWhere+` AND (substr(serial, 15, 2), serial) > ($7, $8)
-		ORDER BY issuer, substr(serial, 15, 2), serial LIMIT $9`, s.args(slot, from, limit)...)
+	}, `SELECT serial, revoked_at, reason`+scopeWhere+` AND (substr(serial, 15, 2), serial) > ($8, $9)
+		ORDER BY issuer, substr(serial, 15, 2), serial LIMIT $10`, s.args(slot, from, limit)...)
 	return out, err
 }

@@ -48,6 +48,8 @@ func (l *line) serveKnown(d *delivery) {
 		case known && f.CSR != [queue.DigestSize]byte(r.CsrSha256):
 			l.conclude(d, r, nil, errOtherCSR)
 		case known:
+			// Whoever made it may have died before it could announce it.
+			l.s.announce(l, f.Certificate)
 			l.conclude(d, r, l.result(r, f.Certificate, true), nil)
 		default:
 			go l.serve(d, r)

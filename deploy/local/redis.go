@@ -43,8 +43,9 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 		return nil, err
 	}
 	// At its memory bound Redis refuses writes instead of forgetting answers: the
-	// presigner then says so, and nobody's `revoked` is evicted.
-	conf := fmt.Sprintf("bind 127.0.0.1\nport %d\ndir %q\nmaxmemory 1gb\nmaxmemory-policy noeviction\nappendonly no\n", port, data)
+	// presigner then says so, and nobody's `revoked` is evicted. Answers are hash values of
+	// up to 256 octets, which Redis then keeps in its compact form.
+	conf := fmt.Sprintf("bind 127.0.0.1\nport %d\ndir %q\nmaxmemory 1gb\nmaxmemory-policy noeviction\nappendonly no\nhash-max-listpack-value 256\n", port, data)
 	if o.Throwaway {
 		conf += "save \"\"\n"
 	} else {

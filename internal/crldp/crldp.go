@@ -28,6 +28,8 @@ const (
 	// Suffix ends every URL: the responder tells a CRL from an OCSP request by it,
 	// since base64 holds no dot.
 	Suffix = ".crl"
+	// deltaSuffix ends the URL of a delta CRL, in place of Suffix.
+	deltaSuffix = "-delta" + Suffix
 )
 
 // Point is where the CRLs of an issuer are fetched. URL may hold {issuer} and {shard}.
@@ -52,6 +54,8 @@ func (p Point) Check() error {
 		errs = append(errs, err)
 	case !strings.HasSuffix(path, Suffix):
 		errs = append(errs, fmt.Errorf("%q must end in %s", p.URL, Suffix))
+	case strings.HasSuffix(path, deltaSuffix):
+		errs = append(errs, fmt.Errorf("%q must not end in %s, which is for delta CRLs", p.URL, deltaSuffix))
 	case !strings.Contains(path, "issuer-1"):
 		errs = append(errs, fmt.Errorf("%q needs %s in its path: every generation of an issuer has CRLs of its own", p.URL, issuerVariable))
 	}
@@ -68,6 +72,21 @@ func (p Point) For(issuer string, generation int32) Point {
 // Shard returns the URL of one shard's CRL: {shard} becomes "<shards>-<shard>".
 func (p Point) Shard(shard int) string {
 	return strings.ReplaceAll(p.URL, shardVariable, strconv.Itoa(p.Shards)+"-"+strconv.Itoa(shard))
+}
+
+// Delta returns the point of the delta CRLs (RFC 5280 section 5.2.4) to those of p.
+func (p Point) Delta() Point {
+	p.URL = strings.TrimSuffix(p.URL, Suffix) + deltaSuffix
+	return p
+}
+
+// Base returns the point to which p has the delta CRLs, and whether it is such a one.
+func (p Point) Base() (Point, bool) {
+	base, delta := strings.CutSuffix(p.URL, deltaSuffix)
+	if delta {
+		p.URL = base + Suffix
+	}
+	return p, delta
 }
 
 // Path returns the path of a shard's URL as clients send it: what the responder

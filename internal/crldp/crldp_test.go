@@ -69,6 +69,7 @@ func TestAPointIsChecked(t *testing.T) {
 		{"http://crl.test/{issuer}/{shard}.crl?x", 2, "query"},
 		{"http://crl.test/{issuer}/{shard}.crl", 3, "power of two"},
 		{"http://crl.test/{issuer}/{shard}.crl", 0, "power of two"},
+		{"http://crl.test/{issuer}/{shard}-delta.crl", 4, "for delta CRLs"},
 		{"http://crl.test/{issuer}/{shard}.crl", 8192, "power of two"},
 	} {
 		err := Point{c.url, c.shards}.Check()

@@ -46,6 +46,12 @@ type Config struct {
 	// who want it beside the CRLs of the profiles: for example
 	// http://crl.example.com/{issuer}.crl. Empty: none is made.
 	CompleteURL string `yaml:"complete_url"`
+	// Delta makes delta CRLs, for CRLs too large to be made anew for every revocation:
+	// a revocation is then in the delta alone until the next scheduled CRL, so switch it
+	// on only where the relying parties know deltas (RFC 5280 section 5.2.4). A delta is
+	// served beside its CRL, under …-delta.crl, and is one to the last scheduled CRL. The
+	// same for all signers.
+	Delta bool `yaml:"delta"`
 }
 
 // DefaultConfig returns the defaults.

@@ -20,7 +20,9 @@ type task struct {
 	crl    ledger.CRL // the one that stands
 	// revoked says that it is made for a revocation, ahead of its schedule.
 	revoked bool
-	key     Key
+	// base is what a delta CRL is the delta to; its Number is 0 for another CRL.
+	base ledger.CRL
+	key  Key
 }
 
 // look has made what is due. more is true when lookLimit ended it before the end.
@@ -102,18 +104,25 @@ func (m *Maker) register(ctx context.Context, issuers []ledger.Issuer) error {
 				continue
 			}
 			p := w.Point.For(i.Name, i.ID)
-			s := ledger.CRLSet{Issuer: i.ID, URL: p.URL, Shards: p.Shards}
-			if m.known[s] {
-				continue
+			errs = append(errs, m.registerPoint(ctx, i.ID, p))
+			if m.cfg.Delta {
+				errs = append(errs, m.registerPoint(ctx, i.ID, p.Delta()))
 			}
-			if _, err := m.deps.Ledger.PutCRLSet(ctx, s); err != nil {
-				errs = append(errs, fmt.Errorf("the CRLs under %s: %w", p.URL, err))
-				continue
-			}
-			m.known[s] = true
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (m *Maker) registerPoint(ctx context.Context, issuer int32, p crldp.Point) error {
+	s := ledger.CRLSet{Issuer: issuer, URL: p.URL, Shards: p.Shards}
+	if m.known[s] {
+		return nil
+	}
+	if _, err := m.deps.Ledger.PutCRLSet(ctx, s); err != nil {
+		return fmt.Errorf("the CRLs under %s: %w", p.URL, err)
+	}
+	m.known[s] = true
+	return nil
 }
 
 const revocationPage = 1000
@@ -123,8 +132,9 @@ const revocationPage = 1000
 func (m *Maker) hear(ctx context.Context, sets []ledger.CRLSet, crls []ledger.CRL) error {
 	covered := map[shard]int64{}
 	earliest := int64(-1)
+	deltas := m.deltas(sets)
 	for _, c := range crls {
-		if c.Number > 0 {
+		if c.Number > 0 && deltas.follows(c.Set) {
 			covered[shard{c.Set, c.Shard}] = c.Sequence
 			if earliest < 0 || c.Sequence < earliest {
 				earliest = c.Sequence
@@ -144,7 +154,7 @@ func (m *Maker) hear(ctx context.Context, sets []ledger.CRLSet, crls []ledger.CR
 			return err
 		}
 		for i := range page {
-			m.note(sets, &page[i], now)
+			m.note(sets, deltas, &page[i], now)
 		}
 		if len(page) > 0 {
 			m.cursor = page[len(page)-1].Sequence
@@ -161,10 +171,10 @@ func (m *Maker) hear(ctx context.Context, sets []ledger.CRLSet, crls []ledger.CR
 	return nil
 }
 
-// note marks the CRLs that a revocation belongs into.
-func (m *Maker) note(sets []ledger.CRLSet, r *ledger.Revocation, now time.Time) {
+// note marks the CRLs that a revocation belongs into at once.
+func (m *Maker) note(sets []ledger.CRLSet, deltas deltas, r *ledger.Revocation, now time.Time) {
 	for _, set := range sets {
-		if set.Issuer != r.Issuer || set.Shards > 1 && r.Services&ledger.RevocationCRL == 0 {
+		if set.Issuer != r.Issuer || set.Shards > 1 && r.Services&ledger.RevocationCRL == 0 || !deltas.follows(set.ID) {
 			continue
 		}
 		s := shard{set.ID, crldp.Of(r.Serial, set.Shards)}
@@ -189,6 +199,10 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 	}
 	keys := map[int32]Key{}
 	now := m.deps.Now()
+	deltas, byShard := m.deltas(sets), map[shard]ledger.CRL{}
+	for _, c := range crls {
+		byShard[shard{c.Set, c.Shard}] = c
+	}
 	var tasks []task
 	var nearest time.Time
 	for _, c := range crls {
@@ -196,7 +210,15 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 		if !ok {
 			continue // registered between the two reads
 		}
+		if deltas.ended[set.ID] {
+			continue
+		}
 		t := task{set: set, issuer: byID[set.Issuer], crl: c}
+		if base, is := deltas.base[set.ID]; is {
+			if t.base = byShard[shard{base, c.Shard}]; t.base.Number == 0 {
+				continue // before the first delta comes its base
+			}
+		}
 		s := shard{c.Set, c.Shard}
 		w := m.waiting[s]
 		if c.Number > 0 && (nearest.IsZero() || c.NextUpdate.Before(nearest)) {
@@ -205,7 +227,7 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 		switch {
 		case m.isBusy(s, now):
 			continue
-		case c.Number == 0, !now.Before(m.next(&t)):
+		case c.Number == 0, c.Number < t.base.Number, !now.Before(m.next(&t)):
 		case w != nil && !now.Before(w.since.Add(m.cfg.AfterRevocation)):
 			t.revoked = true
 		default:

@@ -24,6 +24,11 @@ type Header struct {
 	// DistributionPoint is the URL in the certificates that this CRL is for; "" means a
 	// complete CRL.
 	DistributionPoint string
+	// Freshest is the URL of the delta CRL to this one; "" means none.
+	Freshest string
+	// BaseNumber is the number of the CRL that this one is the delta to; 0 means that it
+	// is none.
+	BaseNumber int64
 	// Count is of the entries that follow: DER puts lengths before contents.
 	Count Count
 }
@@ -39,6 +44,8 @@ var (
 	oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 	oidCRLNumber      = asn1.ObjectIdentifier{2, 5, 29, 20}
 	oidIssuingPoint   = asn1.ObjectIdentifier{2, 5, 29, 28}
+	oidDelta          = asn1.ObjectIdentifier{2, 5, 29, 27}
+	oidFreshest       = asn1.ObjectIdentifier{2, 5, 29, 46}
 )
 
 const (
@@ -128,23 +135,32 @@ func (h *Header) extensions() ([]byte, error) {
 				})
 			})
 			addExtension(b, oidCRLNumber, false, func(b *cryptobyte.Builder) { b.AddASN1Int64(h.Number) })
+			if h.BaseNumber != 0 {
+				addExtension(b, oidDelta, true, func(b *cryptobyte.Builder) { b.AddASN1Int64(h.BaseNumber) })
+			}
 			if h.DistributionPoint != "" {
-				addExtension(b, oidIssuingPoint, true, h.addPoint)
+				addExtension(b, oidIssuingPoint, true, func(b *cryptobyte.Builder) { addPoint(b, h.DistributionPoint) })
+			}
+			if h.Freshest != "" { // CRLDistributionPoints, RFC 5280 section 5.2.6
+				addExtension(b, oidFreshest, false, func(b *cryptobyte.Builder) {
+					b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) { addPoint(b, h.Freshest) })
+				})
 			}
 		})
 	})
 	return b.Bytes()
 }
 
-// addPoint is IssuingDistributionPoint (RFC 5280 section 5.2.5) with a full name: the
-// CRL cannot be taken for that of another shard.
-func (h *Header) addPoint(b *cryptobyte.Builder) {
+// addPoint is a distribution point with a full name, in the form that
+// IssuingDistributionPoint (RFC 5280 section 5.2.5: the CRL cannot be taken for that of
+// another shard) and DistributionPoint (section 4.2.1.13) share.
+func addPoint(b *cryptobyte.Builder, url string) {
 	explicit := der.Tag(0).ContextSpecific().Constructed()
 	uri := der.Tag(6).ContextSpecific()
 	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1(explicit, func(b *cryptobyte.Builder) {
 			b.AddASN1(explicit, func(b *cryptobyte.Builder) {
-				b.AddASN1(uri, func(b *cryptobyte.Builder) { b.AddBytes([]byte(h.DistributionPoint)) })
+				b.AddASN1(uri, func(b *cryptobyte.Builder) { b.AddBytes([]byte(url)) })
 			})
 		})
 	})

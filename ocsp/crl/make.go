@@ -61,10 +61,18 @@ func (m *Maker) make(ctx context.Context, t *task, claim ledger.CRLClaim, url st
 	if err != nil {
 		return ledger.CRL{}, fmt.Errorf("the certificate of issuer %s: %w", t.issuer.Name, err)
 	}
+	point := crldp.Point{URL: t.set.URL, Shards: t.set.Shards}
 	// Step 1: what it is to say. The sequence is read first: whatever is revoked from
 	// now on is for the next one.
 	scope := ledger.CRLScope{Issuer: t.set.Issuer, Complete: t.set.Shards == 1, Unexpired: t.crl.Scheduled}
 	scope.First, scope.Last = crldp.Slots(t.crl.Shard, t.set.Shards)
+	if base, is := point.Base(); is {
+		// A delta has the scope of its base, under the base's name, and a later number.
+		if claim.Number <= t.base.Number {
+			return ledger.CRL{}, fmt.Errorf("its base has number %d already: the clock of the signer that made it is ahead", t.base.Number)
+		}
+		scope.After, scope.Unexpired, url = t.base.Sequence, t.base.Scheduled, base.Shard(t.crl.Shard)
+	}
 	if scope.Sequence, err = m.deps.Ledger.RevocationSequence(ctx); err != nil {
 		return ledger.CRL{}, err
 	}
@@ -76,6 +84,9 @@ func (m *Maker) make(ctx context.Context, t *task, claim ledger.CRLClaim, url st
 	h.Count = Count(count)
 	if t.set.Shards > 1 {
 		h.DistributionPoint = url
+	}
+	if h.BaseNumber = t.base.Number; h.BaseNumber == 0 && m.cfg.Delta {
+		h.Freshest = point.Delta().Shard(t.crl.Shard)
 	}
 
 	// Step 2: write and sign it, piece by piece.

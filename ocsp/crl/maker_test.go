@@ -1,7 +1,6 @@
 package crl
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
@@ -108,16 +107,11 @@ func (w *world) look(makers ...*Maker) []ledger.CRL {
 // read puts a CRL together and checks it.
 func (w *world) read(c ledger.CRL) *x509.RevocationList {
 	w.t.Helper()
-	var der bytes.Buffer
-	for n := range c.Chunks {
-		piece, err := w.book.CRLChunk(w.t.Context(), c.Set, c.Shard, c.Number, n)
-		noError(w.t, err)
-		der.Write(piece)
+	der := w.der(c)
+	if int64(len(der)) != c.Bytes {
+		w.t.Errorf("%d bytes, %d in the ledger", len(der), c.Bytes)
 	}
-	if int64(der.Len()) != c.Bytes {
-		w.t.Errorf("%d bytes, %d in the ledger", der.Len(), c.Bytes)
-	}
-	list, err := x509.ParseRevocationList(der.Bytes())
+	list, err := x509.ParseRevocationList(der)
 	noError(w.t, err)
 	noError(w.t, list.CheckSignatureFrom(w.ca.cert))
 	if list.Number.Int64() != c.Number || !list.ThisUpdate.Equal(c.ThisUpdate) || !list.NextUpdate.Equal(c.NextUpdate) || int64(len(list.RevokedCertificateEntries)) != c.Entries {

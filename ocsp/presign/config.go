@@ -45,9 +45,15 @@ type Config struct {
 	// CheckShare is the share of signatures that are verified after signing, 0 to 1.
 	// The first signature of every key is verified in any case.
 	CheckShare float64 `yaml:"check_share"`
-	// SweepInterval is how often the whole ledger is compared with Redis. Answers are
-	// refreshed by it, so it must be at most a tenth of the validity.
+	// SweepInterval is how often the whole ledger is compared with Redis, at least.
+	// Answers are refreshed by it, so it must be at most a tenth of the validity.
 	SweepInterval time.Duration `yaml:"sweep_interval"`
+	// SweepShare is the share of its time that a presigner may spend on sweeps that
+	// nothing asks for: the next one begins sooner than after sweep_interval, but not
+	// sooner than 5s. A certificate whose event of issue was lost has no answer until
+	// then: seconds at 100,000 certificates, sweep_interval at millions. 0: sweep_interval
+	// alone.
+	SweepShare float64 `yaml:"sweep_share"`
 	// SweepRate bounds the certificates signed by the sweep of this presigner, per
 	// second. Events and revocations are not held up by it.
 	SweepRate int `yaml:"sweep_rate"`
@@ -86,7 +92,7 @@ func DefaultConfig() Config {
 		Namespace: ocsp.DefaultNamespace,
 		Validity:  24 * time.Hour, Backdate: 5 * time.Minute, RefreshAt: 0.5, Spread: 0.15,
 		Concurrency: 8, CheckShare: 0.01,
-		SweepInterval: 10 * time.Minute, SweepRate: 4000, SweepPage: 1000,
+		SweepInterval: 10 * time.Minute, SweepShare: 0.05, SweepRate: 4000, SweepPage: 1000,
 		RevocationPoll: 400 * time.Millisecond, CRLPoll: time.Second, HealthPoll: time.Second, SharedPoll: 5 * time.Second,
 		Lease: 6 * time.Second, EventHandlers: 4, RedisTimeout: 2 * time.Second,
 		Redis:     config.Redis{Addresses: []string{"127.0.0.1:6379"}},
@@ -110,6 +116,7 @@ func (c Config) Validate() error {
 	require(c.RefreshAt >= 0.2 && c.RefreshAt <= 0.5, "refresh_at must be 0.2 to 0.5")
 	require(c.Spread >= 0 && c.Spread < c.RefreshAt, "spread must be at least 0 and less than refresh_at")
 	require(c.CheckShare >= 0 && c.CheckShare <= 1, "check_share must be 0 to 1")
+	require(c.SweepShare >= 0 && c.SweepShare <= 0.5, "sweep_share must be 0 to 0.5")
 	require(c.SweepInterval*10 <= c.Validity, "sweep_interval must be at most a tenth of validity")
 	for _, d := range []struct {
 		key      string

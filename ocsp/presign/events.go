@@ -59,8 +59,11 @@ type event struct {
 var errDrop = errors.New("event dropped")
 
 // consume hands events to handle until ctx ends, event_handlers of them at a time,
-// and acknowledges what was handled.
+// and acknowledges what was handled. Where reading was interrupted events may have been
+// lost, with a broker that forgot them or at signers that could not publish, so the
+// ledger is swept as soon as they come again.
 func (p *Presigner) consume(ctx context.Context, cfg jetstream.ConsumerConfig, handle func(context.Context, event) error) {
+	interrupted := false
 	p.every(ctx, time.Second, "reading events for "+cfg.Durable, func(ctx context.Context) error {
 		setup, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -74,6 +77,10 @@ func (p *Presigner) consume(ctx context.Context, cfg jetstream.ConsumerConfig, h
 		}
 		defer context.AfterFunc(ctx, messages.Stop)()
 		defer messages.Stop()
+		if interrupted {
+			p.sweepSoon()
+		}
+		interrupted = true // from here on only an interruption leads back
 		var handlers errgroup.Group
 		handlers.SetLimit(p.cfg.EventHandlers)
 		defer func() { _ = handlers.Wait() }() // they return no errors

@@ -32,6 +32,7 @@ type Presigner struct {
 	sharedMu sync.Mutex // one reader of the shared entries at a time
 	keys     keyring    // used under sharedMu
 	leases   leases
+	checked  checked
 }
 
 // New checks cfg and makes a Presigner; it opens nothing.

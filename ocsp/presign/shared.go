@@ -226,7 +226,7 @@ const maxSkew = 5 * time.Minute
 // revoked record stands for good, so its signatures are verified. A good one that is
 // forged fails at the client and gives way to the next; unless it comes from the
 // future, where it would stand against every later one.
-func (v *sharedView) signed(st *ledger.Status, rec *ocsp.Record, now time.Time) signedBy {
+func (v *sharedView) signed(st *ledger.Status, rec *ocsp.Record, encoded string, now time.Time, known *checked) signedBy {
 	if !rec.Revoked {
 		if rec.ThisUpdate > now.Add(maxSkew).Unix() {
 			return signedByNobody
@@ -237,11 +237,15 @@ func (v *sharedView) signed(st *ledger.Status, rec *ocsp.Record, now time.Time) 
 	if t == nil || v.shared.Signers[rec.Signer].Issuer != st.Issuer {
 		return signedByUnknown
 	}
+	if known.has(st.Serial, encoded) {
+		return signedByUs
+	}
 	for h, sig := range rec.Signatures {
 		if sig != "" && t.Check(ocsp.Hash(h), st.Serial, &rec.Status, sig) != nil {
 			return signedByNobody
 		}
 	}
+	known.add(st.Serial, encoded)
 	return signedByUs
 }
 

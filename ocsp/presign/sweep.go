@@ -31,11 +31,11 @@ func (p *Presigner) keepSwept(ctx context.Context) {
 		case <-p.kick:
 		case <-timer.C:
 		}
-		err := p.sweep(ctx)
+		took, err := p.sweep(ctx)
 		if ctx.Err() != nil {
 			return
 		}
-		next := p.cfg.SweepInterval
+		next := p.cfg.pause(took)
 		if errors.Is(err, errNotYet) {
 			timer.Reset(min(next, 100*time.Millisecond))
 			continue
@@ -53,6 +53,19 @@ func (p *Presigner) keepSwept(ctx context.Context) {
 	}
 }
 
+// minPause lies between two sweeps that nothing asks for.
+const minPause = 5 * time.Second
+
+// pause is how long after a sweep the next one begins by itself: never later than
+// sweep_interval, and sooner where sweeps are short.
+func (c *Config) pause(took time.Duration) time.Duration {
+	if c.SweepShare == 0 {
+		return c.SweepInterval
+	}
+	cheap := time.Duration(float64(took) * (1 - c.SweepShare) / c.SweepShare)
+	return min(max(cheap, minPause), c.SweepInterval)
+}
+
 // errNotYet says that this presigner has no share of the work or no signers yet.
 var errNotYet = errors.New("nothing to sweep with yet")
 
@@ -66,6 +79,7 @@ type sweep struct {
 	due        map[source][]ledger.Status
 	dueCount   int
 	young      []ledger.Status // missing, but issued a moment ago: their event is on its way
+	waited     time.Duration   // for those events
 	generation string
 }
 
@@ -80,21 +94,21 @@ const youngWait = 2 * time.Second
 const maxYoung = 20_000
 
 // sweep makes Redis equal to the ledger for the slices held: revocations first, then
-// by expiry. It changes nothing that is right.
-func (p *Presigner) sweep(ctx context.Context) error {
+// by expiry. It changes nothing that is right. It returns for how long it was at work.
+func (p *Presigner) sweep(ctx context.Context) (took time.Duration, err error) {
 	slices := p.leases.held()
 	if len(slices) == 0 || p.shared.Load() == nil {
-		return errNotYet
+		return 0, errNotYet
 	}
 	rctx, cancel := p.redis(ctx)
 	generation, err := p.store.Generation(rctx)
 	cancel()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s := &sweep{p: p, mask: maskOf(slices), generation: generation, start: time.Now(), due: map[source][]ledger.Status{}}
 	if s.healing, err = s.incomplete(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	p.metrics.sweepRunning.Set(1)
 	defer func() {
@@ -103,13 +117,13 @@ func (p *Presigner) sweep(ctx context.Context) error {
 		p.metrics.backlog.Set(0)
 	}()
 	if err := s.run(ctx); err != nil {
-		return err
+		return 0, err
 	}
 	p.metrics.setTotal(s.examined)
-	if len(p.kick) > 0 { // there is more urgent work
-		return nil
+	if len(p.kick) == 0 { // there is no more urgent work
+		err = p.count(ctx, s.mask)
 	}
-	return p.count(ctx, s.mask)
+	return time.Since(s.start) - s.waited, err
 }
 
 func (s *sweep) incomplete(ctx context.Context) (bool, error) {
@@ -270,6 +284,7 @@ func (s *sweep) comeBack(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
+		s.waited += youngWait
 	}
 	young := s.young
 	s.young, s.healing = nil, true
@@ -305,7 +320,7 @@ func (p *Presigner) judge(view *sharedView, st *ledger.Status, record string, no
 	if err != nil {
 		return fromDifference, mismatchUnread
 	}
-	by := view.signed(st, &rec, now)
+	by := view.signed(st, &rec, record, now, &p.checked)
 	switch {
 	case by == signedByNobody:
 		return fromDifference, mismatchForged

@@ -5,12 +5,14 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -152,7 +154,7 @@ func (w *world) presign(change ...func(*Config, *Deps)) *presigner {
 	}
 	cfg.SweepInterval, cfg.RevocationPoll, cfg.HealthPoll = 200*time.Millisecond, 50*time.Millisecond, 50*time.Millisecond
 	cfg.SharedPoll, cfg.Lease, cfg.RedisTimeout = 100*time.Millisecond, 400*time.Millisecond, time.Second
-	cfg.SweepRate, cfg.CheckShare = 100_000, 1
+	cfg.SweepRate, cfg.CheckShare, cfg.SweepShare = 100_000, 1, 0
 	reg := prometheus.NewRegistry()
 	deps := Deps{Ledger: w.ledger, Queue: w.queue, Registry: reg, Now: w.now}
 	if testing.Verbose() {
@@ -184,6 +186,13 @@ func (w *world) presign(change ...func(*Config, *Deps)) *presigner {
 // respond starts a responder and returns its URL.
 func (w *world) respond() string {
 	w.t.Helper()
+	url, _ := w.responder()
+	return url
+}
+
+// responder starts one that can be stopped before the test ends.
+func (w *world) responder() (url string, stop func()) {
+	w.t.Helper()
 	cfg := ocsp.DefaultConfig()
 	cfg.Listen, cfg.Redis = "127.0.0.1:0", config.Redis{Addresses: []string{w.redis}}
 	if w.redisConfig != nil {
@@ -194,26 +203,42 @@ func (w *world) respond() string {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	w.t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		http.DefaultClient.CloseIdleConnections()
 		cancel()
 		noError(w.t, <-done)
 	})
+	w.t.Cleanup(stop)
 	addr, err := r.Addr(w.t.Context())
 	noError(w.t, err)
-	return "http://" + addr.String()
+	return "http://" + addr.String(), stop
 }
 
 // ask asks a responder, by SHA-256, and returns "good", "revoked" or an error's text.
 func (w *world) ask(url string, n serial.Number) string {
 	w.t.Helper()
+	got, err := w.tryAsk(url, n)
+	noError(w.t, err)
+	return got
+}
+
+// tryAsk is ask for a responder that may be away, which is the error.
+func (w *world) tryAsk(url string, n serial.Number) (string, error) {
+	w.t.Helper()
 	der, err := xocsp.CreateRequest(&x509.Certificate{SerialNumber: n.Big()}, w.ca.Certificate, &xocsp.RequestOptions{Hash: crypto.SHA256})
 	noError(w.t, err)
 	resp, err := http.Post(url, "application/ocsp-request", bytes.NewReader(der))
-	noError(w.t, err)
+	if err != nil {
+		return "", err
+	}
 	body, err := io.ReadAll(resp.Body)
-	noError(w.t, err)
-	noError(w.t, resp.Body.Close())
+	if err = errors.Join(err, resp.Body.Close()); err != nil {
+		return "", err
+	}
+	return w.judgement(body, n), nil
+}
+
+func (w *world) judgement(body []byte, n serial.Number) string {
 	got, err := xocsp.ParseResponseForCert(body, &x509.Certificate{SerialNumber: n.Big()}, w.ca.Certificate)
 	switch {
 	case err != nil:

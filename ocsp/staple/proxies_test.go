@@ -36,6 +36,8 @@ type site struct {
 	dir      string
 	port     string
 	validity time.Duration
+
+	nextUpdate time.Time // of the last staple that handshake has seen
 }
 
 func must(t testing.TB, err error) {
