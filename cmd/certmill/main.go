@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/certmill/certmill/internal/hardening"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/loadtest"
@@ -42,6 +43,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
+	if err := hardening.NoCore(); err != nil { // what we start inherits it
+		fmt.Fprintln(os.Stderr, "certmill:", err)
+	}
 	os.Exit(run(ctx, os.Args[1:]))
 }
 

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/internal/hardening"
 	"github.com/certmill/certmill/internal/telemetry"
 )
 
@@ -59,6 +60,9 @@ func serve(ctx context.Context, role string, cfg config.Telemetry, work func(con
 	tel, err := telemetry.New(role, cfg)
 	if err != nil {
 		return err
+	}
+	if err := hardening.Seal(); err != nil {
+		tel.Log.Warn("what this process holds in memory is less well kept", "error", err)
 	}
 	var running atomic.Pointer[part]
 	ready := func() error {
