@@ -15,6 +15,9 @@ import (
 
 // Config is the gateway's configuration. The comments are its manual.
 type Config struct {
+	// Name tells this gateway from the others in `certmill status`; it need not be
+	// unique. Empty means the host's name.
+	Name string `yaml:"name"`
 	// Listen is the address of the HTTPS API, host:port.
 	Listen string `yaml:"listen"`
 	// GRPCListen is the address of the gRPC API, host:port. Empty switches it off.

@@ -110,6 +110,7 @@ type Ledger interface {
 	AuditTrail
 	IssuerSource
 	EarlyRenewalStore
+	LedgerHealth
 }
 
 // The parts for production.
@@ -125,6 +126,9 @@ type Deps struct {
 	Signer Signer
 	// Announcer may be nil: then presigners learn of revocations by their sweep.
 	Announcer Announcer
+	// Roles and Queue are what a status is made of beside the ledger; each may be nil.
+	Roles RoleSource
+	Queue QueueSource
 	// Log, Registry, Tracer and Now may be nil.
 	Log      *slog.Logger
 	Registry prometheus.Registerer

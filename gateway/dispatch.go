@@ -17,6 +17,7 @@ import (
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/queue"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
 // Dispatcher brings requests to the signers and their answers back.
@@ -35,7 +36,8 @@ type Dispatcher struct {
 	reply   string // the reply subject of this start
 	up      atomic.Bool
 
-	connected chan struct{} // the connection is new
+	connected chan struct{}                          // the connection is new
+	queue     atomic.Pointer[certmillv1.QueueStatus] // the last look; never changed
 
 	publishing sync.WaitGroup
 

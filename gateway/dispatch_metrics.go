@@ -7,15 +7,17 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certmill/certmill/internal/queue"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
 type dispatchMetrics struct {
 	joined, timeouts, strays, forged, unsure prometheus.Counter
 	refused, resends                         *prometheus.CounterVec
 	publish, batch                           prometheus.Histogram
-	depth, depthBytes                        prometheus.Gauge
+	depth, depthBytes, oldest                prometheus.Gauge
 }
 
 func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetrics {
@@ -40,6 +42,8 @@ func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetri
 			Help: "Messages in the queue or with a signer, sampled."}),
 		depthBytes: prometheus.NewGauge(prometheus.GaugeOpts{Name: "certmill_queue_depth_bytes",
 			Help: "Bytes in the queue or with a signer, sampled."}),
+		oldest: prometheus.NewGauge(prometheus.GaugeOpts{Name: "certmill_queue_oldest_message_seconds",
+			Help: "Age of the oldest message in the queue or with a signer, sampled; 0 in an empty queue. Signers are added when it grows."}),
 	}
 	gauge := func(name, help string, value func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
@@ -48,7 +52,7 @@ func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetri
 			return float64(value())
 		})
 	}
-	reg.MustRegister(m.joined, m.timeouts, m.strays, m.forged, m.unsure, m.refused, m.resends, m.publish, m.batch, m.depth, m.depthBytes,
+	reg.MustRegister(m.joined, m.timeouts, m.strays, m.forged, m.unsure, m.refused, m.resends, m.publish, m.batch, m.depth, m.depthBytes, m.oldest,
 		gauge("certmill_gateway_dispatch_pending", "Calls that wait for an answer.", func() int { return d.wait }),
 		gauge("certmill_gateway_dispatch_max_pending", "Bound of certmill_gateway_dispatch_pending.", func() int { return d.cfg.MaxPending }),
 		gauge("certmill_gateway_dispatch_max_in_flight", "Bound of requests sent, for each issuer and priority.", func() int { return d.cfg.MaxInFlight }),
@@ -93,6 +97,15 @@ func (d *Dispatcher) sample(ctx context.Context) {
 		state := s.CachedInfo().State
 		d.metrics.depth.Set(float64(state.Msgs))
 		d.metrics.depthBytes.Set(float64(state.Bytes))
+		m := &certmillv1.QueueStatus{
+			Messages: int64(state.Msgs), Bytes: int64(state.Bytes), Sampled: timestamppb.Now(),
+			MaxMessages: d.conn.Settings.MaxPending, MaxBytes: d.conn.Settings.MaxPendingBytes,
+		}
+		if state.Msgs > 0 {
+			m.OldestSeconds = max(0, time.Since(state.FirstTime).Seconds())
+		}
+		d.metrics.oldest.Set(m.OldestSeconds)
+		d.queue.Store(m)
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		d.log.Warn("the queue's stream has gone and is made again", "error", queue.EnsureStreams(ctx, d.conn.JetStream, d.conn.Settings))
 	default:

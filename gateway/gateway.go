@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/certmill/certmill/internal/presence"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
@@ -30,6 +31,7 @@ type Gateway struct {
 	auth     *authenticator
 	observer *observer
 	tls      *tlsFiles
+	reporter *presence.Reporter
 
 	listening chan struct{} // closed when both listeners are open
 	https     *boundedListener
@@ -47,6 +49,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	}
 	deps = deps.withDefaults()
 	g := &Gateway{cfg: cfg, deps: deps, listening: make(chan struct{})}
+	g.reporter = presence.NewReporter(presence.Gateway, cfg.Name, g.describe)
 	issuers := newIssuerCache(deps.Ledger, cfg.IssuerRefresh, deps.Log, deps.Now)
 	g.tls = &tlsFiles{cfg: cfg.TLS, log: deps.Log, now: deps.Now}
 	issuers.changed = func(set *issuerSet) { g.tls.setIssuers(set.certs) }
@@ -57,9 +60,11 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 		renewing: newLimiter("renewals_in_flight", cfg.Limits.maxRenewals(), cfg.Limits.RetryAfter),
 		waiting:  newLimiter("order_waiters", cfg.Orders.MaxWaiting, cfg.Limits.RetryAfter),
 		streams:  newLimiter("streams", cfg.Limits.MaxStreams, cfg.Limits.RetryAfter),
+		issuance: newIssuance(deps.Registry),
 		log:      deps.Log, now: deps.Now,
 	}
 	g.service.admission = newAdmission(&g.cfg, g.service.inFlight, g.service.streams, g.service.waiting, deps.Log, deps.Now)
+	g.service.status = &statusBoard{service: g.service, roles: deps.Roles, queue: deps.Queue, self: g.reporter}
 	g.auth = &authenticator{
 		mtls: &mtlsAuth{
 			issuers: issuers, ledger: deps.Ledger, operators: cfg.Operators, now: deps.Now, ttl: cfg.TLS.RevocationTTL,

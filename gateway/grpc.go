@@ -48,6 +48,8 @@ var methods = map[string]method{
 	certmillv1.Operations_RenewEarly_FullMethodName:                 {route: routeRenewEarly},
 	certmillv1.Operations_ListEarlyRenewals_FullMethodName:          {route: routeListEarlyRenewals},
 	certmillv1.Operations_EndEarlyRenewal_FullMethodName:            {route: routeEndEarlyRenewal},
+	// It takes no place in flight: operators must see a service that is full.
+	certmillv1.Operations_GetStatus_FullMethodName: {route: routeStatus, unbounded: true},
 }
 
 // grpcAPI guards the gRPC server: the same walk as httpAPI's, as interceptors.

@@ -196,3 +196,7 @@ func (o *operationsServer) ListEarlyRenewals(ctx context.Context, _ *certmillv1.
 func (o *operationsServer) EndEarlyRenewal(ctx context.Context, in *certmillv1.EndEarlyRenewalRequest) (*certmillv1.EndEarlyRenewalResponse, error) {
 	return o.service.endEarlyRenewal(ctx, exchangeOf(ctx).caller, in)
 }
+
+func (o *operationsServer) GetStatus(ctx context.Context, _ *certmillv1.GetStatusRequest) (*certmillv1.ServiceStatus, error) {
+	return o.service.getStatus(ctx, exchangeOf(ctx).caller)
+}

@@ -39,6 +39,7 @@ func newHTTPAPI(s *service, auth *authenticator, o *observer, ready func() error
 			http.MethodGet:  {route: routeListEarlyRenewals, serve: h.listEarlyRenewals},
 		}),
 		"/v1/audit":     one(http.MethodGet, &endpoint{route: routeAudit, serve: h.listAudit}),
+		"/v1/status":    one(http.MethodGet, &endpoint{route: routeStatus, serve: h.getStatus, unbounded: true}),
 		"/openapi.yaml": one(http.MethodGet, &endpoint{route: routeOpenAPI, serve: h.openAPI, open: true, unbounded: true}),
 		"/healthz":      one(http.MethodGet, &endpoint{route: routeHealth, serve: h.health, open: true, unbounded: true}),
 		"/readyz":       one(http.MethodGet, &endpoint{route: routeReady, serve: h.readiness, open: true, unbounded: true}),
@@ -392,6 +393,18 @@ func (h *httpAPI) listEarlyRenewals(ctx context.Context, _ *exchange, w http.Res
 
 func (h *httpAPI) endEarlyRenewal(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
 	out, err := h.service.endEarlyRenewal(ctx, r.caller, &certmillv1.EndEarlyRenewalRequest{Id: r.id})
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// getStatus takes no place in flight: operators must see a service that is full.
+func (h *httpAPI) getStatus(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
+	if _, err := parseQuery(r.URL.RawQuery); err != nil {
+		return err
+	}
+	out, err := h.service.getStatus(ctx, r.caller)
 	if err != nil {
 		return err
 	}

@@ -38,35 +38,44 @@ type prepared struct {
 
 // issue waits for one certificate. requestID is what its answer and the log call it.
 func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*issued, error) {
+	began := time.Now()
+	i, priority, err := s.issueBy(ctx, c, requestID, r)
+	s.issuance.ended(ctx, priority, time.Since(began), err)
+	return i, err
+}
+
+// issueBy is issue without its measurement; it also returns the priority.
+func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*issued, queue.Priority, error) {
 	p, err := s.prepare(ctx, c, r)
 	if err != nil {
-		return nil, err
+		return nil, queue.First, err
 	}
 	priority := c.priority(p.request)
 	if priority == queue.Renewal {
 		if err := s.renewing.acquire(1); err != nil {
-			return nil, err
+			return nil, priority, err
 		}
 		defer s.renewing.release(1)
 	}
 	if err := s.spend(ctx, c, p); err != nil {
-		return nil, err
+		return nil, priority, err
 	}
 	failpoint.Hit(failpoint.GatewayAccepted)
 	result, err := s.signer.Do(ctx, p.sign, priority)
 	if err != nil {
-		return nil, err
+		return nil, priority, err
 	}
 	// The ledger has judged this already; a signer that mixed two requests up would
 	// end here.
 	if result.Duplicate && !bytes.Equal(result.CsrSha256, p.sign.CsrSha256) {
-		return nil, conflict()
+		return nil, priority, conflict()
 	}
 	i, err := s.issuers.get(ctx, result.IssuerId)
 	if err != nil {
-		return nil, err
+		return nil, priority, err
 	}
-	return s.newIssued(requestID, result, i, p.request)
+	done, err := s.newIssued(requestID, result, i, p.request)
+	return done, priority, err
 }
 
 // prepare turns what was asked into what a signer is asked: the CSR is parsed and its

@@ -30,6 +30,7 @@ const (
 	routeRenewEarly
 	routeListEarlyRenewals
 	routeEndEarlyRenewal
+	routeStatus
 	routeOpenAPI
 	routeHealth
 	routeReady
@@ -40,7 +41,7 @@ const (
 var routeNames = [routes]string{
 	"issue", "issue_batch", "issue_stream", "issue_stream_item", "submit", "get_order", "revoke",
 	"get_certificate", "list_certificates", "renewal_info", "trust_bundle", "create_token", "list_tokens", "delete_token",
-	"audit", "renew_early", "list_early_renewals", "end_early_renewal", "openapi", "healthz", "readyz", "unknown",
+	"audit", "renew_early", "list_early_renewals", "end_early_renewal", "status", "openapi", "healthz", "readyz", "unknown",
 }
 
 func (r route) String() string { return routeNames[r] }

@@ -27,6 +27,8 @@ type service struct {
 	issuers   *issuerCache
 	early     *earlyRenewals
 	profiles  *profile.Set // set by Run before the first request
+	status    *statusBoard
+	issuance  *issuance
 	inFlight  *limiter
 	renewing  *limiter // renewals among them: the rest is kept for first certificates
 	waiting   *limiter

@@ -46,18 +46,19 @@ func serialOf(shard uint16, field string) (serial.Number, error) {
 
 // keys are the names in Redis under one namespace.
 type keys struct {
-	shard   string // and four hexadecimal digits: HASH field → Record
-	shared  string // HASH of what all answers share
-	changes string // STREAM of revocations and of changes of shared
-	leases  string // HASH of which presigner works on what
-	healing string // HASH of what was swept since Redis was last empty
-	crls    string // HASH of path → CRLInfo
-	crl     string // and a digest and a number: STRING of a piece of a CRL
+	shard    string // and four hexadecimal digits: HASH field → Record
+	shared   string // HASH of what all answers share
+	changes  string // STREAM of revocations and of changes of shared
+	leases   string // HASH of which presigner works on what
+	healing  string // HASH of what was swept since Redis was last empty
+	presence string // HASH of instance → what a responder says of itself
+	crls     string // HASH of path → CRLInfo
+	crl      string // and a digest and a number: STRING of a piece of a CRL
 }
 
 func newKeys(namespace string) keys {
 	p := namespace + ":ocsp:"
-	return keys{shard: p + "s:", shared: p + "shared", changes: p + "changes", leases: p + "leases", healing: p + "healing", crls: p + "crls", crl: p + "crl:"}
+	return keys{shard: p + "s:", shared: p + "shared", changes: p + "changes", leases: p + "leases", healing: p + "healing", presence: p + "presence", crls: p + "crls", crl: p + "crl:"}
 }
 
 func (k *keys) shardKey(shard uint16) string {

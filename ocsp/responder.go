@@ -98,6 +98,7 @@ func (r *Responder) Run(ctx context.Context) error {
 		helpers.Go(func() error { r.fetch.run(background); return nil })
 	}
 	helpers.Go(func() error { (&follower{r: r}).run(background); return nil })
+	helpers.Go(func() error { r.report(background); return nil })
 	r.deps.Log.Info("ocsp responder listens", "address", listener.Addr().String())
 
 	err = r.serve(ctx, listener)

@@ -115,7 +115,7 @@ func (s *Signer) serve(ctx context.Context, p parts, tokens []Token, retry []hsm
 	background, stopBackground := context.WithCancel(work)
 	g, gctx := errgroup.WithContext(ctx)
 	var keep sync.WaitGroup
-	for _, fn := range []func(context.Context) error{s.showProgress, s.gate.keep, s.reportEpochs, s.keepAccount} {
+	for _, fn := range []func(context.Context) error{s.showProgress, s.gate.keep, s.reportEpochs, s.keepAccount, s.report} {
 		keep.Go(func() { _ = fn(background) }) // they end with their context, without an error
 	}
 	g.Go(func() error { return s.serveIssuers(gctx, retry) })

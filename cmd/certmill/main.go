@@ -36,7 +36,8 @@ Start with "certmill dev": the whole service on this machine. Then "certmill iss
 
 Exit codes: 0 done · 1 failed · 2 wrong usage or configuration · 3 the request is not
 valid · 4 no credential, or not allowed · 5 not found · 6 conflicts with an earlier
-request · 7 overloaded or not available, the same command may be repeated.`
+request · 7 overloaded or not available, the same command may be repeated · 10 and 11
+what "certmill status" has found.`
 
 func main() {
 	// Ctrl-C asks for an orderly end; a second one ends the process at once.
@@ -69,7 +70,9 @@ func run(ctx context.Context, args []string) int {
 		// Whatever cobra refuses before a command runs is wrong usage.
 		err = usage("%w; see `%s --help`", err, command.CommandPath())
 	}
-	newPrinter(command).failure(err)
+	if !errors.As(err, new(levelError)) { // whose screen has said it all
+		newPrinter(command).failure(err)
+	}
 	return exitCode(err)
 }
 
@@ -109,7 +112,7 @@ func newRoot() *cobra.Command {
 		"start":        {devCommand(), loadtest.Command()},
 		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
 		"roles":        {gatewayCommand(), signerCommand(), ocspCommand(), stapleCommand()},
-		"operate":      {caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), versionCommand()},
+		"operate":      {statusCommand(), caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

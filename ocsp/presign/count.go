@@ -36,7 +36,12 @@ func (p *Presigner) count(ctx context.Context, mask uint64) error {
 	p.metrics.redisRecords.Set(float64(t.records))
 	p.metrics.nearest.Set(float64(t.nearest))
 	p.metrics.oldest.Set(float64(t.oldest))
-	return p.removeStrangers(ctx, t.overdue)
+	late, err := p.removeStrangers(ctx, t.overdue)
+	if err != nil {
+		return err
+	}
+	p.metrics.overdue.Set(float64(late))
+	return nil
 }
 
 // countChunk is how many shards are read at once: at 10 million certificates, 3 MB.
@@ -74,8 +79,10 @@ func (t *tally) add(n serial.Number, record string, now time.Time, refreshAt flo
 }
 
 // removeStrangers asks the ledger about overdue records and removes those that it
-// does not know or that have expired with their certificate.
-func (p *Presigner) removeStrangers(ctx context.Context, overdue map[serial.Number]string) error {
+// does not know or that have expired with their certificate. It returns how many of
+// the others could have been refreshed: one that lasts to its certificate's end is not
+// signed again.
+func (p *Presigner) removeStrangers(ctx context.Context, overdue map[serial.Number]string) (late int, err error) {
 	serials := make([]serial.Number, 0, len(overdue))
 	for n := range overdue {
 		serials = append(serials, n)
@@ -83,7 +90,7 @@ func (p *Presigner) removeStrangers(ctx context.Context, overdue map[serial.Numb
 	for chunk := range chunks(serials, p.cfg.SweepPage) {
 		known, err := p.deps.Ledger.Statuses(ctx, chunk)
 		if err != nil {
-			return err
+			return late, err
 		}
 		alive := make(map[serial.Number]*ledger.Status, len(known))
 		for i := range known {
@@ -92,6 +99,9 @@ func (p *Presigner) removeStrangers(ctx context.Context, overdue map[serial.Numb
 		for _, n := range chunk {
 			st := alive[n]
 			if st != nil && p.deps.Now().Before(st.NotAfter) {
+				if rec, err := ocsp.DecodeRecord(overdue[n]); err != nil || rec.NextUpdate < st.NotAfter.Unix() {
+					late++
+				}
 				continue
 			}
 			if st == nil && p.deps.Now().Before(n.Bucket().End()) {
@@ -102,9 +112,9 @@ func (p *Presigner) removeStrangers(ctx context.Context, overdue map[serial.Numb
 			_, err := p.store.Drop(rctx, n, overdue[n])
 			cancel()
 			if err != nil {
-				return err
+				return late, err
 			}
 		}
 	}
-	return nil
+	return late, nil
 }

@@ -23,7 +23,7 @@ type metrics struct {
 	sweepLast                                          prometheus.Gauge
 	backlog                                            prometheus.Gauge
 	redisRecords, nearest, oldest, redisBytes, compact prometheus.Gauge
-	signerExpiry                                       prometheus.Gauge
+	signerExpiry, overdue                              prometheus.Gauge
 
 	total atomic.Int64 // what sweepTotal shows
 }
@@ -84,6 +84,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		redisRecords:  gauge("redis_records", "Records in this presigner's share of Redis, as last counted."),
 		nearest:       gauge("nearest_next_update_timestamp_seconds", "The earliest nextUpdate in this presigner's share, of unexpired certificates, as last counted."),
 		oldest:        gauge("oldest_produced_timestamp_seconds", "The earliest producedAt in this presigner's share, as last counted."),
+		overdue:       gauge("overdue_records", "Records in this presigner's share that should have been refreshed and were not, as last counted."),
 		redisBytes:    gauge("redis_used_bytes", "Memory in use at the Redis servers."),
 		compact:       gauge("redis_compact", "1 if the Redis servers keep records in their compact form (hash-max-listpack-value of at least 256)."),
 		signerExpiry:  gauge("signer_expiry_timestamp_seconds", "When the first issuer is left without an OCSP signer with a usable key; 0 where there is none."),

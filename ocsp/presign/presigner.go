@@ -83,6 +83,7 @@ func (p *Presigner) Run(ctx context.Context) error {
 		group.Go(func() error { p.keepCRLs(ctx); return nil })
 	}
 	if p.deps.Queue != nil {
+		group.Go(func() error { p.report(ctx); return nil })
 		group.Go(func() error { p.consume(ctx, issuedConsumer(p.cfg), p.handleIssued); return nil })
 		group.Go(func() error { p.consume(ctx, revokedConsumer(p.cfg), p.handleRevoked); return nil })
 	}

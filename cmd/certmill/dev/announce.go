@@ -25,11 +25,12 @@ Try next, in another terminal:
   openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout my.key -subj / -addext subjectAltName=DNS:my.test -out my.csr
   curl --cacert %s --cert %s --key %s --data-binary @my.csr 'https://localhost:%s/v1/certificates?profile=server'
   %s revoke web.test.pem --reason superseded
+  %s status
   kill -9 $(cat %s)     # a signer dies; nothing is lost, and it comes back
   %s loadtest --help`,
 		d.Dir, d.ports.gateway, d.ports.grpc, d.ports.ocsp, d.describeServers(), operators.String(),
 		d.shown, d.shown, d.path("root.pem"), d.path("operator.pem"), d.path("operator.key"), port(d.ports.gateway),
-		d.shown, d.path("run", "signer-1.pid"), d.shown)
+		d.shown, d.shown, d.path("run", "signer-1.pid"), d.shown)
 }
 
 func pad(s string, n int) string { return s + strings.Repeat(" ", max(1, n-len(s))) }

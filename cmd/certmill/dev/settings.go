@@ -136,7 +136,7 @@ func (d *dev) presignerSettings() settings {
 
 func (d *dev) gatewaySettings() settings {
 	return settings{
-		"listen": d.ports.gateway, "grpc_listen": d.ports.grpc,
+		"name": "gateway-1", "listen": d.ports.gateway, "grpc_listen": d.ports.grpc,
 		"tls":          settings{"cert_file": d.dir.Path("gateway.pem"), "key_file": d.dir.Path("gateway.key")},
 		"operators":    []settings{{"match": "mtls:" + operatorURI(), "roles": []string{"admin"}}},
 		"profiles_dir": d.dir.Path("profiles"),

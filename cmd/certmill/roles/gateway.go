@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/certmill/certmill/gateway"
+	"github.com/certmill/certmill/internal/presence"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
 // GatewayConfig is the gateway's whole configuration.
@@ -74,15 +78,36 @@ func runGateway(ctx context.Context, cfg GatewayConfig, tel *telemetry.Telemetry
 	if err != nil {
 		return err
 	}
+	roll := presence.NewRoll(time.Now)
 	g, err := gateway.New(cfg.Config, gateway.Deps{
-		Ledger: book, Signer: dispatcher, Announcer: gateway.NewEvents(conn),
+		Ledger: book, Signer: dispatcher, Announcer: gateway.NewEvents(conn), Roles: roll, Queue: dispatcher,
 		Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer,
 	})
 	if err != nil {
 		return err
 	}
 	running(g)
-	return inOrder(ctx, dispatcher.Run, g.Run)
+	return inOrder(ctx, dispatcher.Run, hearRoles(conn, roll, tel), reportGateway(g, conn, tel), g.Run)
+}
+
+// hearRoles keeps what the processes of the service report.
+func hearRoles(conn *queue.Conn, roll *presence.Roll, tel *telemetry.Telemetry) func(context.Context) error {
+	refused := prometheus.NewCounter(prometheus.CounterOpts{Name: "certmill_gateway_reports_refused_total",
+		Help: "Reports of processes that no holder of the queue key has made."})
+	tel.Registry.MustRegister(refused)
+	return func(ctx context.Context) error {
+		return conn.HearReports(ctx, func(m *certmillv1.RoleStatus) {
+			roll.Hear(m) // one that another presigner has passed on already is no mistake
+		}, refused.Inc)
+	}
+}
+
+// reportGateway tells the other gateways how this one is.
+func reportGateway(g *gateway.Gateway, conn *queue.Conn, tel *telemetry.Telemetry) func(context.Context) error {
+	return func(ctx context.Context) error {
+		g.Reporter().Run(ctx, conn.Report, func(err error) { tel.Log.Debug("this gateway cannot report", "error", err) })
+		return nil
+	}
 }
 
 // closeQueue gives what is on its way to the broker a moment to leave.

@@ -2506,7 +2506,7 @@ var File_certmill_v1_certmill_proto protoreflect.FileDescriptor
 
 const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"\n" +
-	"\x1acertmill/v1/certmill.proto\x12\vcertmill.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n" +
+	"\x1acertmill/v1/certmill.proto\x12\vcertmill.v1\x1a\x18certmill/v1/status.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\\\n" +
 	"\bMetadata\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\tR\aservice\x12 \n" +
@@ -2712,7 +2712,7 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"\x0eGetCertificate\x12\".certmill.v1.GetCertificateRequest\x1a\x18.certmill.v1.Certificate\x12_\n" +
 	"\x10ListCertificates\x12$.certmill.v1.ListCertificatesRequest\x1a%.certmill.v1.ListCertificatesResponse\x12N\n" +
 	"\x0eGetRenewalInfo\x12\".certmill.v1.GetRenewalInfoRequest\x1a\x18.certmill.v1.RenewalInfo\x12N\n" +
-	"\x0eGetTrustBundle\x12\".certmill.v1.GetTrustBundleRequest\x1a\x18.certmill.v1.TrustBundle2\xb0\x05\n" +
+	"\x0eGetTrustBundle\x12\".certmill.v1.GetTrustBundleRequest\x1a\x18.certmill.v1.TrustBundle2\xf8\x05\n" +
 	"\n" +
 	"Operations\x12n\n" +
 	"\x15CreateEnrollmentToken\x12).certmill.v1.CreateEnrollmentTokenRequest\x1a*.certmill.v1.CreateEnrollmentTokenResponse\x12k\n" +
@@ -2722,7 +2722,8 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"\n" +
 	"RenewEarly\x12\x1e.certmill.v1.RenewEarlyRequest\x1a\x19.certmill.v1.EarlyRenewal\x12b\n" +
 	"\x11ListEarlyRenewals\x12%.certmill.v1.ListEarlyRenewalsRequest\x1a&.certmill.v1.ListEarlyRenewalsResponse\x12\\\n" +
-	"\x0fEndEarlyRenewal\x12#.certmill.v1.EndEarlyRenewalRequest\x1a$.certmill.v1.EndEarlyRenewalResponseB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
+	"\x0fEndEarlyRenewal\x12#.certmill.v1.EndEarlyRenewalRequest\x1a$.certmill.v1.EndEarlyRenewalResponse\x12F\n" +
+	"\tGetStatus\x12\x1d.certmill.v1.GetStatusRequest\x1a\x1a.certmill.v1.ServiceStatusB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
 
 var (
 	file_certmill_v1_certmill_proto_rawDescOnce sync.Once
@@ -2779,6 +2780,8 @@ var file_certmill_v1_certmill_proto_goTypes = []any{
 	(*EndEarlyRenewalResponse)(nil),       // 37: certmill.v1.EndEarlyRenewalResponse
 	(*durationpb.Duration)(nil),           // 38: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil),         // 39: google.protobuf.Timestamp
+	(*GetStatusRequest)(nil),              // 40: certmill.v1.GetStatusRequest
+	(*ServiceStatus)(nil),                 // 41: certmill.v1.ServiceStatus
 }
 var file_certmill_v1_certmill_proto_depIdxs = []int32{
 	38, // 0: certmill.v1.IssueRequest.lifetime:type_name -> google.protobuf.Duration
@@ -2837,25 +2840,27 @@ var file_certmill_v1_certmill_proto_depIdxs = []int32{
 	32, // 53: certmill.v1.Operations.RenewEarly:input_type -> certmill.v1.RenewEarlyRequest
 	34, // 54: certmill.v1.Operations.ListEarlyRenewals:input_type -> certmill.v1.ListEarlyRenewalsRequest
 	36, // 55: certmill.v1.Operations.EndEarlyRenewal:input_type -> certmill.v1.EndEarlyRenewalRequest
-	4,  // 56: certmill.v1.CertificateAuthority.Issue:output_type -> certmill.v1.IssueResponse
-	6,  // 57: certmill.v1.CertificateAuthority.IssueBatch:output_type -> certmill.v1.IssueBatchResponse
-	7,  // 58: certmill.v1.CertificateAuthority.IssueStream:output_type -> certmill.v1.IssueResult
-	11, // 59: certmill.v1.CertificateAuthority.Submit:output_type -> certmill.v1.Order
-	11, // 60: certmill.v1.CertificateAuthority.GetOrder:output_type -> certmill.v1.Order
-	14, // 61: certmill.v1.CertificateAuthority.Revoke:output_type -> certmill.v1.Revocation
-	9,  // 62: certmill.v1.CertificateAuthority.GetCertificate:output_type -> certmill.v1.Certificate
-	17, // 63: certmill.v1.CertificateAuthority.ListCertificates:output_type -> certmill.v1.ListCertificatesResponse
-	19, // 64: certmill.v1.CertificateAuthority.GetRenewalInfo:output_type -> certmill.v1.RenewalInfo
-	21, // 65: certmill.v1.CertificateAuthority.GetTrustBundle:output_type -> certmill.v1.TrustBundle
-	23, // 66: certmill.v1.Operations.CreateEnrollmentToken:output_type -> certmill.v1.CreateEnrollmentTokenResponse
-	26, // 67: certmill.v1.Operations.ListEnrollmentTokens:output_type -> certmill.v1.ListEnrollmentTokensResponse
-	28, // 68: certmill.v1.Operations.DeleteEnrollmentToken:output_type -> certmill.v1.DeleteEnrollmentTokenResponse
-	31, // 69: certmill.v1.Operations.ListAudit:output_type -> certmill.v1.ListAuditResponse
-	33, // 70: certmill.v1.Operations.RenewEarly:output_type -> certmill.v1.EarlyRenewal
-	35, // 71: certmill.v1.Operations.ListEarlyRenewals:output_type -> certmill.v1.ListEarlyRenewalsResponse
-	37, // 72: certmill.v1.Operations.EndEarlyRenewal:output_type -> certmill.v1.EndEarlyRenewalResponse
-	56, // [56:73] is the sub-list for method output_type
-	39, // [39:56] is the sub-list for method input_type
+	40, // 56: certmill.v1.Operations.GetStatus:input_type -> certmill.v1.GetStatusRequest
+	4,  // 57: certmill.v1.CertificateAuthority.Issue:output_type -> certmill.v1.IssueResponse
+	6,  // 58: certmill.v1.CertificateAuthority.IssueBatch:output_type -> certmill.v1.IssueBatchResponse
+	7,  // 59: certmill.v1.CertificateAuthority.IssueStream:output_type -> certmill.v1.IssueResult
+	11, // 60: certmill.v1.CertificateAuthority.Submit:output_type -> certmill.v1.Order
+	11, // 61: certmill.v1.CertificateAuthority.GetOrder:output_type -> certmill.v1.Order
+	14, // 62: certmill.v1.CertificateAuthority.Revoke:output_type -> certmill.v1.Revocation
+	9,  // 63: certmill.v1.CertificateAuthority.GetCertificate:output_type -> certmill.v1.Certificate
+	17, // 64: certmill.v1.CertificateAuthority.ListCertificates:output_type -> certmill.v1.ListCertificatesResponse
+	19, // 65: certmill.v1.CertificateAuthority.GetRenewalInfo:output_type -> certmill.v1.RenewalInfo
+	21, // 66: certmill.v1.CertificateAuthority.GetTrustBundle:output_type -> certmill.v1.TrustBundle
+	23, // 67: certmill.v1.Operations.CreateEnrollmentToken:output_type -> certmill.v1.CreateEnrollmentTokenResponse
+	26, // 68: certmill.v1.Operations.ListEnrollmentTokens:output_type -> certmill.v1.ListEnrollmentTokensResponse
+	28, // 69: certmill.v1.Operations.DeleteEnrollmentToken:output_type -> certmill.v1.DeleteEnrollmentTokenResponse
+	31, // 70: certmill.v1.Operations.ListAudit:output_type -> certmill.v1.ListAuditResponse
+	33, // 71: certmill.v1.Operations.RenewEarly:output_type -> certmill.v1.EarlyRenewal
+	35, // 72: certmill.v1.Operations.ListEarlyRenewals:output_type -> certmill.v1.ListEarlyRenewalsResponse
+	37, // 73: certmill.v1.Operations.EndEarlyRenewal:output_type -> certmill.v1.EndEarlyRenewalResponse
+	41, // 74: certmill.v1.Operations.GetStatus:output_type -> certmill.v1.ServiceStatus
+	57, // [57:75] is the sub-list for method output_type
+	39, // [39:57] is the sub-list for method input_type
 	39, // [39:39] is the sub-list for extension type_name
 	39, // [39:39] is the sub-list for extension extendee
 	0,  // [0:39] is the sub-list for field type_name
@@ -2866,6 +2871,7 @@ func file_certmill_v1_certmill_proto_init() {
 	if File_certmill_v1_certmill_proto != nil {
 		return
 	}
+	file_certmill_v1_status_proto_init()
 	file_certmill_v1_certmill_proto_msgTypes[5].OneofWrappers = []any{
 		(*IssueResult_Certificate)(nil),
 		(*IssueResult_Problem)(nil),

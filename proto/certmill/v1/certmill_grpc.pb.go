@@ -506,6 +506,7 @@ const (
 	Operations_RenewEarly_FullMethodName            = "/certmill.v1.Operations/RenewEarly"
 	Operations_ListEarlyRenewals_FullMethodName     = "/certmill.v1.Operations/ListEarlyRenewals"
 	Operations_EndEarlyRenewal_FullMethodName       = "/certmill.v1.Operations/EndEarlyRenewal"
+	Operations_GetStatus_FullMethodName             = "/certmill.v1.Operations/GetStatus"
 )
 
 // OperationsClient is the client API for Operations service.
@@ -528,6 +529,9 @@ type OperationsClient interface {
 	ListEarlyRenewals(ctx context.Context, in *ListEarlyRenewalsRequest, opts ...grpc.CallOption) (*ListEarlyRenewalsResponse, error)
 	// EndEarlyRenewal takes one back: what has not renewed yet is advised as before.
 	EndEarlyRenewal(ctx context.Context, in *EndEarlyRenewalRequest, opts ...grpc.CallOption) (*EndEarlyRenewalResponse, error)
+	// GetStatus returns one picture of the whole service: its processes and versions, the
+	// queue, the tokens, the ledger, OCSP, the CRLs and the issuers.
+	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
 }
 
 type operationsClient struct {
@@ -608,6 +612,16 @@ func (c *operationsClient) EndEarlyRenewal(ctx context.Context, in *EndEarlyRene
 	return out, nil
 }
 
+func (c *operationsClient) GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*ServiceStatus, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServiceStatus)
+	err := c.cc.Invoke(ctx, Operations_GetStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperationsServer is the server API for Operations service.
 // All implementations must embed UnimplementedOperationsServer
 // for forward compatibility.
@@ -628,6 +642,9 @@ type OperationsServer interface {
 	ListEarlyRenewals(context.Context, *ListEarlyRenewalsRequest) (*ListEarlyRenewalsResponse, error)
 	// EndEarlyRenewal takes one back: what has not renewed yet is advised as before.
 	EndEarlyRenewal(context.Context, *EndEarlyRenewalRequest) (*EndEarlyRenewalResponse, error)
+	// GetStatus returns one picture of the whole service: its processes and versions, the
+	// queue, the tokens, the ledger, OCSP, the CRLs and the issuers.
+	GetStatus(context.Context, *GetStatusRequest) (*ServiceStatus, error)
 	mustEmbedUnimplementedOperationsServer()
 }
 
@@ -658,6 +675,9 @@ func (UnimplementedOperationsServer) ListEarlyRenewals(context.Context, *ListEar
 }
 func (UnimplementedOperationsServer) EndEarlyRenewal(context.Context, *EndEarlyRenewalRequest) (*EndEarlyRenewalResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EndEarlyRenewal not implemented")
+}
+func (UnimplementedOperationsServer) GetStatus(context.Context, *GetStatusRequest) (*ServiceStatus, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
 }
 func (UnimplementedOperationsServer) mustEmbedUnimplementedOperationsServer() {}
 func (UnimplementedOperationsServer) testEmbeddedByValue()                    {}
@@ -806,6 +826,24 @@ func _Operations_EndEarlyRenewal_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operations_GetStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServer).GetStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operations_GetStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServer).GetStatus(ctx, req.(*GetStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operations_ServiceDesc is the grpc.ServiceDesc for Operations service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -840,6 +878,10 @@ var Operations_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "EndEarlyRenewal",
 			Handler:    _Operations_EndEarlyRenewal_Handler,
+		},
+		{
+			MethodName: "GetStatus",
+			Handler:    _Operations_GetStatus_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1,0 +1,169 @@
+package gateway
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/certmill/certmill/internal/presence"
+	"github.com/certmill/certmill/ledger"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+)
+
+// LedgerHealth is what a status asks of the ledger.
+type LedgerHealth interface {
+	// Ping returns nil when the ledger can be written to.
+	Ping(ctx context.Context) error
+	// CRLs returns the last CRL of every distribution point.
+	CRLs(ctx context.Context) ([]ledger.CRL, error)
+}
+
+const (
+	// statusFor is how long a status stands: any number of people who look cost the
+	// ledger one look a second.
+	statusFor = time.Second
+	// statusTimeout bounds a look at the ledger.
+	statusTimeout = 3 * time.Second
+)
+
+// statusBoard makes the picture of the service and keeps it for a moment. It is safe
+// for concurrent use.
+type statusBoard struct {
+	service *service
+	roles   RoleSource  // nil: nobody is heard
+	queue   QueueSource // nil: there is none to look at
+	self    *presence.Reporter
+
+	mu   sync.Mutex
+	at   time.Time
+	last *certmillv1.ServiceStatus // never changed once it is here
+}
+
+// getStatus returns the picture, for viewers.
+func (s *service) getStatus(ctx context.Context, c *Caller) (*certmillv1.ServiceStatus, error) {
+	if err := c.needs(Viewer, OperatorRole); err != nil {
+		return nil, err
+	}
+	return s.status.now(ctx), nil
+}
+
+// now returns a picture that is not older than statusFor. Whoever comes first makes
+// it; the others wait for that one. It does not end with the caller: statusTimeout
+// bounds it.
+func (b *statusBoard) now(ctx context.Context) *certmillv1.ServiceStatus {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if time.Since(b.at) > statusFor {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
+		defer cancel()
+		b.last, b.at = b.look(ctx), time.Now()
+	}
+	return b.last
+}
+
+func (b *statusBoard) look(ctx context.Context) *certmillv1.ServiceStatus {
+	now := b.service.now()
+	m := &certmillv1.ServiceStatus{Time: timestamppb.New(now), Roles: b.heard()}
+	if b.queue != nil {
+		m.Queue = b.queue.QueueStatus()
+	}
+	var work []*certmillv1.Activity
+	for _, r := range m.Roles {
+		if r.Issuance != nil && r.State != presence.Silent {
+			work = append(work, r.Issuance)
+		}
+	}
+	m.Issuance = presence.Sum(work)
+	m.Ledger = b.ledger(ctx)
+	if m.Ledger.Ready {
+		m.Crls = b.crls(ctx)
+	}
+	m.Issuers = b.issuers(m.Roles)
+	m.Findings = find(m, now)
+	m.Level = LevelOK
+	if len(m.Findings) > 0 {
+		m.Level = m.Findings[0].Level
+	}
+	return m
+}
+
+// heard returns the processes, with this one in any case: without the broker nobody
+// else is heard.
+func (b *statusBoard) heard() (roles []*certmillv1.RoleStatus) {
+	if b.roles != nil {
+		roles = b.roles.Roles()
+	}
+	if b.self == nil {
+		return roles
+	}
+	me := b.self.Report()
+	i := slices.IndexFunc(roles, func(r *certmillv1.RoleStatus) bool { return r.Instance == me.Instance })
+	if i < 0 {
+		return append([]*certmillv1.RoleStatus{me}, roles...)
+	}
+	roles[i] = me
+	return roles
+}
+
+func (b *statusBoard) ledger(ctx context.Context) *certmillv1.LedgerStatus {
+	began := time.Now()
+	err := b.service.ledger.Ping(ctx)
+	m := &certmillv1.LedgerStatus{Ready: err == nil, Seconds: time.Since(began).Seconds()}
+	if err != nil {
+		m.Reason = err.Error()
+	}
+	return m
+}
+
+func (b *statusBoard) crls(ctx context.Context) *certmillv1.CRLStatus {
+	rows, err := b.service.ledger.CRLs(ctx)
+	if err != nil {
+		return nil // the ledger's own line says so
+	}
+	m := &certmillv1.CRLStatus{Crls: int64(len(rows))}
+	var next, this time.Time
+	for _, r := range rows {
+		if r.Number == 0 {
+			m.Never++
+			continue
+		}
+		m.Entries += r.Entries
+		if next.IsZero() || r.NextUpdate.Before(next) {
+			next = r.NextUpdate
+		}
+		if this.IsZero() || r.ThisUpdate.Before(this) {
+			this = r.ThisUpdate
+		}
+	}
+	if !next.IsZero() {
+		m.NearestNextUpdate, m.OldestThisUpdate = timestamppb.New(next), timestamppb.New(this)
+	}
+	return m
+}
+
+// issuers lists the generations that have not expired, with who can sign for them.
+func (b *statusBoard) issuers(roles []*certmillv1.RoleStatus) (out []*certmillv1.IssuerStatus) {
+	now := b.service.now()
+	for _, i := range b.service.issuers.current().byID {
+		if now.After(i.cert.NotAfter) {
+			continue
+		}
+		m := &certmillv1.IssuerStatus{Name: i.Name, Generation: i.ID, State: i.State, NotAfter: timestamppb.New(i.cert.NotAfter)}
+		if i.State == ledger.IssuerActive {
+			for _, r := range roles {
+				if r.Role == presence.Signer && r.State == presence.Ready && slices.Contains(r.Issuers, i.Name) {
+					m.Signers++
+				}
+			}
+		}
+		out = append(out, m)
+	}
+	slices.SortFunc(out, func(a, b *certmillv1.IssuerStatus) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Generation, b.Generation))
+	})
+	return out
+}

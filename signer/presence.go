@@ -1,0 +1,43 @@
+package signer
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/certmill/certmill/internal/presence"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+)
+
+// report tells gateways, every two seconds, how this signer is, until ctx ends.
+func (s *Signer) report(ctx context.Context) error {
+	r := presence.NewReporter(presence.Signer, s.cfg.Name, s.describe)
+	r.Run(ctx, s.conn.Report, func(err error) { s.log.Debug("this signer cannot report", "error", err) })
+	return nil
+}
+
+// describe fills in what this signer reports of itself.
+func (s *Signer) describe(m *certmillv1.RoleStatus) {
+	presence.State(m, s.Ready())
+	m.Bounds = append(m.Bounds, &certmillv1.Bound{Name: "max_in_flight", Used: s.inFlight.Load(), Max: int64(s.cfg.MaxInFlight)})
+	for _, l := range s.allLines() {
+		m.Issuers = append(m.Issuers, l.issuer.Name)
+	}
+	for _, t := range s.openTokens() {
+		if d, ok := t.(interface {
+			status() *certmillv1.TokenStatus
+		}); ok {
+			m.Tokens = append(m.Tokens, d.status())
+		}
+	}
+}
+
+// status describes the token.
+func (t *hsmToken) status() *certmillv1.TokenStatus {
+	state := t.State()
+	return &certmillv1.TokenStatus{
+		Name: t.Info().Label, Serial: t.Info().Serial, Condition: string(state.Condition), Reason: state.Reason,
+		Since: timestamppb.New(state.Since), Sessions: int32(state.Sessions), Busy: int32(state.Sessions - state.Idle),
+		Hanging: int32(state.Abandoned), Recoveries: int32(state.Recoveries), Signatures: int64(t.Signatures()),
+	}
+}
