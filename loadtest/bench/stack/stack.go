@@ -87,6 +87,9 @@ func (s *Stack) Stop() error {
 	return nil
 }
 
+// PID is the process of `certmill dev` itself; the roles and servers are below it.
+func (s *Stack) PID() int { return s.cmd.Process.Pid }
+
 // Command returns a command of this stack's program in this stack's environment.
 func (s *Stack) Command(args ...string) *exec.Cmd {
 	cmd := exec.Command(s.Binary, args...)
@@ -130,39 +133,51 @@ func Result(data []byte) (*report.Result, error) {
 	return &r, nil
 }
 
-// PeakMemory returns the largest resident memory in bytes that each role has had since
-// its start, by the name of its process: gateway, signer-1, …
-func (s *Stack) PeakMemory() (map[string]int64, error) {
+// Memory is the resident memory of a process in bytes: now, and the most since its start.
+type Memory struct{ Now, Peak int64 }
+
+// Memory returns that of each role by the name of its process: gateway, signer-1, …
+func (s *Stack) Memory() (map[string]Memory, error) {
 	files, err := filepath.Glob(filepath.Join(s.Dir, "run", "*.pid"))
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]int64{}
+	out := map[string]Memory{}
 	for _, file := range files {
 		pid, err := os.ReadFile(file)
 		if err != nil {
 			return nil, err
 		}
-		peak, err := peakMemory(strings.TrimSpace(string(pid)))
+		m, err := memoryOf(strings.TrimSpace(string(pid)))
 		if err != nil {
 			return nil, err
 		}
-		out[strings.TrimSuffix(filepath.Base(file), ".pid")] = peak
+		out[strings.TrimSuffix(filepath.Base(file), ".pid")] = m
 	}
 	return out, nil
 }
 
-// peakMemory reads VmHWM of proc(5).
-func peakMemory(pid string) (int64, error) {
+// memoryOf reads VmRSS and VmHWM of proc(5).
+func memoryOf(pid string) (Memory, error) {
+	var m Memory
 	data, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
 	if err != nil {
-		return 0, err
+		return m, err
 	}
 	for line := range strings.Lines(string(data)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			return kb << 10, err
+		name, value, _ := strings.Cut(line, ":")
+		field := map[string]*int64{"VmRSS": &m.Now, "VmHWM": &m.Peak}[name]
+		if field == nil {
+			continue
 		}
+		kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		if err != nil {
+			return m, fmt.Errorf("reading the memory of process %s: %w", pid, err)
+		}
+		*field = kb << 10
 	}
-	return 0, fmt.Errorf("process %s tells no VmHWM", pid)
+	if m.Now == 0 || m.Peak == 0 {
+		return m, fmt.Errorf("process %s tells no memory", pid)
+	}
+	return m, nil
 }

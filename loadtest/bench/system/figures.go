@@ -28,6 +28,7 @@ type figures struct {
 	OCSP       *withOCSP   `json:"with_ocsp,omitempty"`
 	// Memory is the largest resident memory of each role in bytes.
 	Memory map[string]int64 `json:"peak_memory_bytes,omitempty"`
+	Growth *growth          `json:"memory_over_time,omitempty"`
 	Scale  *scale           `json:"scale,omitempty"`
 }
 

@@ -26,7 +26,8 @@ import (
 )
 
 // parts are what can be measured, in the order in which they are.
-var parts = []string{"throughput", "latency", "protocols", "ocsp", "scale"}
+// memory takes long, and is done only when asked for.
+var parts = []string{"throughput", "latency", "protocols", "ocsp", "scale", "memory"}
 
 // options are the flags.
 type options struct {
@@ -36,17 +37,20 @@ type options struct {
 	rounds  int
 	callers int
 	hsm     modelHSM
+
+	memoryFor time.Duration
 }
 
 func main() {
 	o := options{}
 	flag.StringVar(&o.binary, "bin", "bin/certmill", "the program to measure")
 	flag.StringVar(&o.out, "out", "bench-system.json", "file for the figures")
-	chosen := flag.String("parts", strings.Join(parts, ","), "what to measure")
+	chosen := flag.String("parts", "throughput,latency,protocols,ocsp,scale", "what to measure: of "+strings.Join(parts, ", "))
+	flag.DurationVar(&o.memoryFor, "memory-for", 10*time.Minute, "memory: how long the service is kept at capacity")
 	flag.IntVar(&o.rounds, "rounds", 3, "how often floor and service take turns")
 	flag.IntVar(&o.callers, "callers", 64, "callers of the closed loop, each on a connection of its own")
 	flag.IntVar(&o.hsm.cores, "hsm-cores", 4, "scale: cores of each signer's HSM")
-	flag.DurationVar(&o.hsm.latency, "hsm-latency", 40*time.Millisecond, "scale: how long a signature takes on one of them")
+	flag.DurationVar(&o.hsm.latency, "hsm-latency", 80*time.Millisecond, "scale: how long a signature takes on one of them")
 	flag.Parse()
 	o.parts = strings.Split(*chosen, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,8 +67,8 @@ func (o *options) validate() error {
 			return fmt.Errorf("-parts: there are %s, not %q", strings.Join(parts, ", "), p)
 		}
 	}
-	if o.rounds < 1 || o.callers < 1 || o.hsm.cores < 1 || o.hsm.latency < time.Millisecond {
-		return errors.New("-rounds, -callers and -hsm-cores are at least 1, -hsm-latency at least 1ms")
+	if o.rounds < 1 || o.callers < 1 || o.hsm.cores < 1 || o.hsm.latency < time.Millisecond || o.memoryFor < 10*time.Second {
+		return errors.New("-rounds, -callers and -hsm-cores are at least 1, -hsm-latency at least 1ms, -memory-for 10s")
 	}
 	var err error
 	o.binary, err = filepath.Abs(o.binary)
@@ -116,7 +120,7 @@ func measureService(ctx context.Context, o *options, dir string, r *figures) (er
 	for _, step := range []struct {
 		part string
 		do   func(context.Context) error
-	}{{"throughput", b.throughput}, {"latency", b.latency}, {"protocols", b.protocols}, {"ocsp", b.ocsp}} {
+	}{{"throughput", b.throughput}, {"latency", b.latency}, {"protocols", b.protocols}, {"ocsp", b.ocsp}, {"memory", b.memory}} {
 		if !slices.Contains(o.parts, step.part) {
 			continue
 		}
@@ -124,5 +128,5 @@ func measureService(ctx context.Context, o *options, dir string, r *figures) (er
 			return fmt.Errorf("%s: %w", step.part, err)
 		}
 	}
-	return b.memory()
+	return b.peaks()
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/certmill/certmill/deploy/local"
 	"github.com/certmill/certmill/internal/hsmshim"
 	"github.com/certmill/certmill/loadtest/bench/stack"
+	"github.com/certmill/certmill/loadtest/observe"
 	"github.com/certmill/certmill/loadtest/report"
 )
 
@@ -67,16 +68,18 @@ type step struct {
 	Rate    float64 `json:"per_second"`
 	// Linear is the rate over that of the first step times the signers.
 	Linear float64 `json:"linear"`
-	// Machine is how many cores were busy.
-	Machine float64 `json:"machine_cores"`
+	// Machine is how many cores were busy, Roles by whom.
+	Machine float64            `json:"machine_cores"`
+	Roles   map[string]float64 `json:"roles_cores"`
 
-	from, to time.Time
+	from, to observe.Sample
 }
 
 func (s *scale) print() {
 	fmt.Printf("\nsigners, each with an HSM of its own (%d cores, %.0f ms a signature), %d callers\n", s.HSMCores, s.HSMLatency, s.Callers)
 	for _, p := range s.Steps {
-		fmt.Printf("  %2d: %6.0f/s  %.2f of linear  %.2f cores busy\n", p.Signers, p.Rate, p.Linear, p.Machine)
+		fmt.Printf("  %2d: %6.0f/s  %.2f of linear  %.2f cores busy (gateway %.2f, signers %.2f, PostgreSQL %.2f)\n",
+			p.Signers, p.Rate, p.Linear, p.Machine, p.Roles["gateway"], p.Roles["signer"], p.Roles["postgres"])
 	}
 	fmt.Printf("  meanwhile %d signers were added, %d stopped and %d killed: %d of %d requests failed, the longest took %.0f ms\n",
 		s.Added, s.Stopped, s.Killed, s.Failed, s.Answered+s.Failed, s.Longest)
@@ -98,14 +101,16 @@ func measureScale(ctx context.Context, o *options, dir string) (out *scale, err 
 	if err := shim.Set(fmt.Sprintf("C_Sign cores %d %d", o.hsm.cores, o.hsm.latency.Milliseconds())); err != nil {
 		return nil, err
 	}
-	crew := &crew{stack: s}
+	watch := observe.New(observe.Config{Tree: s.PID()})
+	defer watch.Close()
+	crew := &crew{stack: s, started: watch.Follow}
 	defer func() { err = errors.Join(err, crew.end()) }()
 	out = &scale{HSMCores: o.hsm.cores, HSMLatency: float64(o.hsm.latency.Milliseconds()), Callers: queued * o.hsm.cores * signerSteps[len(signerSteps)-1]}
 	load, err := startLoad(s, out.Callers)
 	if err != nil {
 		return nil, err
 	}
-	err = out.change(ctx, crew)
+	err = out.change(ctx, crew, watch)
 	result, lerr := load.end()
 	if err = errors.Join(err, lerr); err != nil {
 		return nil, err
@@ -130,7 +135,7 @@ func newShim(dir string) (*hsmshim.Shim, error) {
 
 // change goes through the steps, then takes signers away again: some in order, one
 // without a warning.
-func (s *scale) change(ctx context.Context, crew *crew) error {
+func (s *scale) change(ctx context.Context, crew *crew, watch *observe.Observer) error {
 	for _, n := range signerSteps {
 		if err := crew.grow(ctx, n-1); err != nil { // the stack has one itself
 			return err
@@ -138,11 +143,11 @@ func (s *scale) change(ctx context.Context, crew *crew) error {
 		if err := pause(ctx, settle); err != nil {
 			return err
 		}
-		from := time.Now()
+		from := watch.Sample(ctx)
 		if err := pause(ctx, held); err != nil {
 			return err
 		}
-		s.Steps = append(s.Steps, step{Signers: n, from: from, to: time.Now()})
+		s.Steps = append(s.Steps, newStep(n, from, watch.Sample(ctx)))
 	}
 	s.Added = len(crew.members)
 	if err := crew.kill(); err != nil {
@@ -156,6 +161,15 @@ func (s *scale) change(ctx context.Context, crew *crew) error {
 	return pause(ctx, 2*time.Second)
 }
 
+func newStep(signers int, from, to observe.Sample) step {
+	use := observe.Between(from, to)
+	st := step{Signers: signers, Machine: use.Machine, Roles: map[string]float64{}, from: from, to: to}
+	for _, r := range use.Roles {
+		st.Roles[r.Name] = r.Cores
+	}
+	return st
+}
+
 // take reads the rates out of the result.
 func (s *scale) take(r *report.Result) error {
 	run := &r.Runs[0]
@@ -163,25 +177,17 @@ func (s *scale) take(r *report.Result) error {
 	for i := range s.Steps {
 		st := &s.Steps[i]
 		var ok int64
-		var seconds, cores float64
+		var seconds float64
 		for _, p := range run.Series {
-			if at := r.Started.Add(seconds64(p.At)); at.Before(st.from) || at.Add(seconds64(p.Seconds)).After(st.to) {
-				continue
-			}
-			ok += p.OK
-			seconds += p.Seconds
-		}
-		n := 0
-		for _, sample := range run.Samples {
-			if at := r.Started.Add(seconds64(sample.At)); at.After(st.from) && at.Before(st.to) {
-				cores += sample.Machine
-				n++
+			if at := r.Started.Add(seconds64(p.At)); !at.Before(st.from.At) && !at.Add(seconds64(p.Seconds)).After(st.to.At) {
+				ok += p.OK
+				seconds += p.Seconds
 			}
 		}
-		if seconds == 0 || ok == 0 || n == 0 {
+		if seconds == 0 || ok == 0 {
 			return fmt.Errorf("nothing was answered with %d signers", st.Signers)
 		}
-		st.Rate, st.Machine = float64(ok)/seconds, cores/float64(n)
+		st.Rate = float64(ok) / seconds
 		st.Linear = st.Rate / s.Steps[0].Rate * float64(s.Steps[0].Signers) / float64(st.Signers)
 	}
 	return nil
@@ -226,6 +232,7 @@ func (l *load) end() (*report.Result, error) {
 // crew is the signers beside the stack's own.
 type crew struct {
 	stack   *stack.Stack
+	started func(pid int)
 	members []*member
 }
 
@@ -252,6 +259,7 @@ func (c *crew) grow(ctx context.Context, n int) error {
 			return err
 		}
 		c.members = append(c.members, m)
+		c.started(m.cmd.Process.Pid)
 		if err := m.ready(ctx); err != nil {
 			return err
 		}

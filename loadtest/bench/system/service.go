@@ -171,16 +171,17 @@ func (b *bench) ocsp(ctx context.Context) error {
 	return nil
 }
 
-// memory looks at the largest that each role has been.
-func (b *bench) memory() error {
-	peaks, err := b.stack.PeakMemory()
+// peaks looks at the largest that each role has been.
+func (b *bench) peaks() error {
+	all, err := b.stack.Memory()
 	if err != nil {
 		return err
 	}
-	b.Memory = peaks
+	b.Memory = map[string]int64{}
 	var parts []string
-	for name, bytes := range peaks {
-		parts = append(parts, fmt.Sprintf("%s %.0f MB", name, float64(bytes)/1e6))
+	for name, m := range all {
+		b.Memory[name] = m.Peak
+		parts = append(parts, fmt.Sprintf("%s %.0f MB", name, float64(m.Peak)/1e6))
 	}
 	slices.Sort(parts)
 	fmt.Printf("\nmemory, the most since the start: %s\n", strings.Join(parts, ", "))

@@ -7,12 +7,15 @@ import (
 
 	"github.com/certmill/certmill/loadtest/bench/cryptocost"
 	"github.com/certmill/certmill/loadtest/engine"
+	"github.com/certmill/certmill/loadtest/observe"
 	"github.com/certmill/certmill/loadtest/report"
 )
 
 func TestARateOfAStepIsThatOfItsTime(t *testing.T) {
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	at := func(s float64) time.Time { return start.Add(seconds64(s)) }
+	at := func(s float64) observe.Sample {
+		return observe.Sample{At: start.Add(seconds64(s)), Machine: 1.5 * s, CPU: map[string]float64{"signer": 0.5 * s}}
+	}
 	r := &report.Result{Started: start, Runs: []report.Run{{Summary: engine.Summary{OK: 2000, Failed: 3}}}}
 	for i := range 20 {
 		rate := int64(100)
@@ -20,17 +23,16 @@ func TestARateOfAStepIsThatOfItsTime(t *testing.T) {
 			rate = 190
 		}
 		r.Runs[0].Series = append(r.Runs[0].Series, engine.Point{At: float64(i), Seconds: 1, OK: rate})
-		r.Runs[0].Samples = append(r.Runs[0].Samples, report.Sample{At: float64(i), Machine: float64(rate) / 100})
 	}
-	s := &scale{Steps: []step{{Signers: 1, from: at(2.5), to: at(8.5)}, {Signers: 2, from: at(10.5), to: at(16.5)}}}
+	s := &scale{Steps: []step{newStep(1, at(2.5), at(8.5)), newStep(2, at(10.5), at(16.5))}}
 	if err := s.take(r); err != nil {
 		t.Fatal(err)
 	}
 	two := s.Steps[1]
-	if s.Steps[0].Rate != 100 || two.Rate != 190 || math.Abs(two.Linear-0.95) > 1e-9 || math.Abs(two.Machine-1.9) > 1e-9 || s.Failed != 3 {
+	if s.Steps[0].Rate != 100 || two.Rate != 190 || math.Abs(two.Linear-0.95) > 1e-9 || math.Abs(two.Machine-1.5) > 1e-9 || math.Abs(two.Roles["signer"]-0.5) > 1e-9 || s.Failed != 3 {
 		t.Errorf("%+v", s)
 	}
-	nothing := &scale{Steps: []step{{Signers: 1, from: at(30), to: at(35)}}}
+	nothing := &scale{Steps: []step{newStep(1, at(30), at(35))}}
 	if err := nothing.take(r); err == nil {
 		t.Error("a step without an answer has a rate")
 	}
@@ -52,5 +54,18 @@ func TestTheLastLineHoldsWhatWasMeasured(t *testing.T) {
 	}
 	if got := (&figures{Throughput: tp}).line(); got != "floor_ratio=0.80 cpu_over_crypto=1.60" {
 		t.Errorf("%q", got)
+	}
+}
+
+func TestGrowthIsSeenBetweenTheSecondAndTheLastFifth(t *testing.T) {
+	leak, flat := roleGrowth{}, roleGrowth{}
+	for i := range 100 {
+		leak.samples = append(leak.samples, 100+float64(i))
+		flat.samples = append(flat.samples, map[bool]float64{true: 10, false: 50}[i < 20]) // it fills its buffers first
+	}
+	g := &growth{Roles: map[string]roleGrowth{"leak": leak, "flat": flat}}
+	g.summarise()
+	if l, f := g.Roles["leak"], g.Roles["flat"]; l.Early != 129.5 || l.Late != 189.5 || f.Early != 50 || f.Late != 50 {
+		t.Errorf("%+v", g.Roles)
 	}
 }
