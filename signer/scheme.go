@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	der "golang.org/x/crypto/cryptobyte/asn1"
+
+	"github.com/certmill/certmill/internal/fixedkey"
 )
 
 // ErrBadSignature says that what came back for a TBSCertificate is not a signature of
@@ -30,6 +32,7 @@ type scheme struct {
 	// options go to the key; with a hash of 0 the key signs the message itself.
 	options crypto.SignerOpts
 	public  crypto.PublicKey
+	fixed   *fixedkey.P256 // where the key is on P-256
 }
 
 // newScheme chooses the algorithm by the key, or checks the one given against it.
@@ -41,6 +44,10 @@ func newScheme(public crypto.PublicKey, algorithm x509.SignatureAlgorithm) (*sch
 		switch k.Curve {
 		case elliptic.P256():
 			natural = x509.ECDSAWithSHA256
+			var err error
+			if s.fixed, err = fixedkey.NewP256(k); err != nil {
+				return nil, err
+			}
 		case elliptic.P384():
 			natural = x509.ECDSAWithSHA384
 		}
@@ -132,7 +139,11 @@ func (s *scheme) verify(digest, signature []byte) error {
 	valid := false
 	switch k := s.public.(type) {
 	case *ecdsa.PublicKey:
-		valid = ecdsa.VerifyASN1(k, digest, signature)
+		if s.fixed != nil {
+			valid = s.fixed.Verify(digest, signature)
+		} else {
+			valid = ecdsa.VerifyASN1(k, digest, signature)
+		}
 	case ed25519.PublicKey:
 		valid = ed25519.Verify(k, digest, signature)
 	case *rsa.PublicKey:

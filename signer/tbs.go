@@ -55,7 +55,17 @@ func addTime(b *cryptobyte.Builder, t time.Time) {
 		b.AddASN1GeneralizedTime(t)
 		return
 	}
-	b.AddASN1UTCTime(t)
+	b.AddASN1(der.UTCTime, func(b *cryptobyte.Builder) {
+		// As Builder.AddASN1UTCTime does it, without the work of a time layout.
+		hour, minute, second := t.Clock()
+		year, month, day := t.Date()
+		var text [13]byte
+		for i, n := range [6]int{year % 100, int(month), day, hour, minute, second} {
+			text[2*i], text[2*i+1] = '0'+byte(n/10), '0'+byte(n%10)
+		}
+		text[12] = 'Z'
+		b.AddBytes(text[:])
+	})
 }
 
 var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3}
