@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -82,6 +83,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, d.dir.Close()) }()
 	defer func() { err = errors.Join(err, d.stopServers()) }()
 	defer d.stopRoles()
+	if os.Getenv("GOMAXPROCS") == "" {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(share())) // NATS runs in this process
+	}
 	for _, step := range []struct {
 		name string
 		do   func(context.Context) error

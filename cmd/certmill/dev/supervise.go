@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -80,15 +81,22 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 	return p, errors.Join(err, os.Rename(c.pid+".new", c.pid))
 }
 
-// environment is what the roles inherit. The garbage collector is told that memory
-// is cheaper here than the two cores that all parts share.
+// environment is what the roles inherit. They share this machine: the garbage collector
+// is told that memory is cheaper than cores, and the scheduler of each that half of the
+// cores are its own. Work that waits for a core of its own process costs less than
+// threads of seven processes that look for work on two cores.
 func (d *dev) environment() []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
-	if os.Getenv("GOGC") == "" {
-		env = append(env, "GOGC=300")
+	for name, value := range map[string]string{"GOGC": "300", "GOMAXPROCS": strconv.Itoa(share())} {
+		if os.Getenv(name) == "" {
+			env = append(env, name+"="+value)
+		}
 	}
 	return env
 }
+
+// share is how many cores one process of the stack is to use.
+func share() int { return max(1, runtime.NumCPU()/2) }
 
 // keep restarts a role that ends, waiting longer each time, until stop is closed;
 // then it ends the role in order.
