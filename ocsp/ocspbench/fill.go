@@ -16,9 +16,13 @@ import (
 	"github.com/certmill/certmill/ocsp"
 )
 
-// realEvery is which certificates have a real signature; the others have one of the
-// same form, since the responder verifies none and signing a million takes a minute.
-const realEvery = 1000
+// realEvery is which certificates have a real signature for check to verify, and
+// revokedEvery which are revoked: those have one too, since a responder verifies them.
+// The others have one of the same form: signing a million takes a minute.
+const (
+	realEvery    = 1000
+	revokedEvery = 100
+)
 
 // world is a CA with certificates.
 type world struct {
@@ -37,10 +41,10 @@ func (w *world) fill(ctx context.Context, store *ocsp.Store) error {
 		rec := ocsp.Record{Signer: 1, Status: ocsp.Status{
 			ProducedAt: now.Unix(), ThisUpdate: now.Unix() - 300, NextUpdate: now.Unix() + 86400,
 		}}
-		if i%100 == 1 {
+		if revoked(i) {
 			rec.Revoked, rec.RevokedAt, rec.Reason = true, now.Unix()-60, 1
 		}
-		if err := w.signRecord(&rec, n, i%realEvery == 0); err != nil {
+		if err := w.signRecord(&rec, n, i%realEvery == 0 || rec.Revoked); err != nil {
 			return err
 		}
 		encoded, err := rec.AppendTo(nil)
@@ -56,6 +60,8 @@ func (w *world) fill(ctx context.Context, store *ocsp.Store) error {
 	}
 	return nil
 }
+
+func revoked(i int) bool { return i%revokedEvery == 1 }
 
 func (w *world) signRecord(rec *ocsp.Record, n serial.Number, really bool) error {
 	for h := range ocsp.Hashes {
