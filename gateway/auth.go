@@ -30,21 +30,28 @@ type Caller struct {
 	held *held
 	// grant is what an enrollment token allows; nil for other credentials.
 	grant *grant
+	// workload is what a Kubernetes cluster says of the caller; nil for other callers.
+	workload *workload
+	// actsFor is the identity of another, for which the caller may and does ask now.
+	actsFor string
 }
 
 // authCredentials are what a request brings; both may be absent.
 type authCredentials struct {
 	tls           *tls.ConnectionState
 	authorization string // value of the Authorization header
+	cluster       string // the Kubernetes cluster that the caller says to be in; may be empty
 }
 
 // authenticator turns credentials into a Caller. An Authorization header counts
 // before a client certificate: it is the more deliberate of the two. A credential
 // that is wrong is refused, even where another one would do.
 type authenticator struct {
-	mtls   *mtlsAuth
-	jwt    *jwtAuth
-	tokens *enrollmentAuth
+	mtls *mtlsAuth
+	jwt  *jwtAuth
+	// kubernetes has the tokens whose issuer jwt does not know, where there are clusters.
+	kubernetes *kubernetesAuth
+	tokens     *enrollmentAuth
 }
 
 const bearer = "bearer "
@@ -58,7 +65,7 @@ func (a *authenticator) authenticate(ctx context.Context, c authCredentials) (*C
 		if strings.HasPrefix(secret, tokenPrefix) {
 			return a.tokens.caller(ctx, secret)
 		}
-		caller, err := a.jwt.caller(ctx, secret)
+		caller, err := a.jsonWebToken(ctx, c.cluster, secret)
 		if err != nil || c.tls == nil {
 			return caller, err
 		}
@@ -68,6 +75,14 @@ func (a *authenticator) authenticate(ctx context.Context, c authCredentials) (*C
 		return a.mtls.caller(ctx, c.tls)
 	}
 	return nil, unauthenticated("missing", "send a client certificate or an Authorization header with a bearer token")
+}
+
+// jsonWebToken verifies a token by its issuer, or by its Kubernetes cluster.
+func (a *authenticator) jsonWebToken(ctx context.Context, cluster, secret string) (*Caller, error) {
+	if a.kubernetes.enabled() && !a.jwt.knows(secret) {
+		return a.kubernetes.caller(ctx, cluster, secret)
+	}
+	return a.jwt.caller(ctx, secret)
 }
 
 func unauthenticated(rule, detail string) *problem.Error {

@@ -50,7 +50,8 @@ type jwtIssuer struct {
 type verifiedToken struct {
 	caller *Caller
 	until  time.Time
-	// keys and version say under which state of the key set it was verified.
+	// keys and version say under which state of the key set it was verified; nil where
+	// somebody else has verified it.
 	keys    *keySet
 	version uint64
 }
@@ -61,17 +62,34 @@ func newJWTAuth(cfg Auth, operators []Operator, now func() time.Time) *jwtAuth {
 		known: newLRU[[sha256.Size]byte, verifiedToken](cfg.CacheEntries),
 	}
 	for _, j := range cfg.JWT {
-		i := &jwtIssuer{JWTIssuer: j, algorithms: signatureAlgorithms, keys: newKeySet(j, now)}
-		if len(j.Algorithms) > 0 {
-			i.algorithms = nil
-			for _, name := range j.Algorithms {
-				i.algorithms = append(i.algorithms, jose.SignatureAlgorithm(name))
-			}
-		}
-		i.identity, _ = parseIdentity(j.Identity) // Validate has parsed it
-		a.issuers[j.Issuer] = i
+		a.issuers[j.Issuer] = newJWTIssuer(j, now)
 	}
 	return a
+}
+
+func newJWTIssuer(j JWTIssuer, now func() time.Time) *jwtIssuer {
+	i := &jwtIssuer{JWTIssuer: j, algorithms: signatureAlgorithms, keys: newKeySet(j, now)}
+	if len(j.Algorithms) > 0 {
+		i.algorithms = nil
+		for _, name := range j.Algorithms {
+			i.algorithms = append(i.algorithms, jose.SignatureAlgorithm(name))
+		}
+	}
+	i.identity, _ = parseIdentity(j.Identity) // Validate has parsed it
+	return i
+}
+
+// knows reports whether the token names one of the issuers, which proves nothing yet.
+func (a *jwtAuth) knows(raw string) bool {
+	if len(raw) > maxTokenBytes {
+		return false
+	}
+	token, err := jwt.ParseSigned(raw, signatureAlgorithms)
+	if err != nil {
+		return false
+	}
+	_, err = a.issuerOf(token)
+	return err == nil
 }
 
 func (a *jwtAuth) caller(ctx context.Context, raw string) (*Caller, error) {
@@ -79,7 +97,7 @@ func (a *jwtAuth) caller(ctx context.Context, raw string) (*Caller, error) {
 		return nil, unauthenticated("malformed", "the token is too long")
 	}
 	hash := sha256.Sum256([]byte(raw))
-	if v, ok := a.known.get(hash); ok && a.now().Before(v.until) && v.version == v.keys.version() {
+	if v, ok := a.known.get(hash); ok && v.fresh(a.now()) {
 		return v.caller, nil
 	}
 	v, err := a.verify(ctx, raw)
@@ -99,31 +117,53 @@ func (a *jwtAuth) verify(ctx context.Context, raw string) (verifiedToken, error)
 	if err != nil {
 		return verifiedToken{}, err
 	}
+	checked, err := issuer.check(ctx, token, a.now())
+	if err != nil {
+		return verifiedToken{}, err
+	}
+	c, err := a.makeCaller(issuer, checked.claims.Subject, checked.all)
+	if err != nil {
+		return verifiedToken{}, err
+	}
+	return checked.remember(c, a.now().Add(a.ttl)), nil
+}
+
+// checkedToken is a token whose signature and claims are right.
+type checkedToken struct {
+	issuer  *jwtIssuer
+	version uint64
+	claims  jwt.Claims
+	all     map[string]any
+}
+
+// check verifies a parsed token by the issuer's keys.
+func (i *jwtIssuer) check(ctx context.Context, token *jwt.JSONWebToken, now time.Time) (*checkedToken, error) {
 	header := token.Headers[0]
-	if !slices.Contains(issuer.algorithms, jose.SignatureAlgorithm(header.Algorithm)) {
-		return verifiedToken{}, unauthenticated("algorithm", "the token's signature algorithm is not accepted from its issuer")
+	if !slices.Contains(i.algorithms, jose.SignatureAlgorithm(header.Algorithm)) {
+		return nil, unauthenticated("algorithm", "the token's signature algorithm is not accepted from its issuer")
 	}
-	key, version, err := issuer.keys.find(ctx, header.KeyID, header.Algorithm)
+	key, version, err := i.keys.find(ctx, header.KeyID, header.Algorithm)
 	if err != nil {
-		return verifiedToken{}, err
+		return nil, err
 	}
-	var claims jwt.Claims
-	var all map[string]any
-	if err := token.Claims(key, &claims, &all); err != nil {
-		return verifiedToken{}, unauthenticated("signature", "the token's signature is wrong")
+	checked := &checkedToken{issuer: i, version: version}
+	if err := token.Claims(key, &checked.claims, &checked.all); err != nil {
+		return nil, unauthenticated("signature", "the token's signature is wrong")
 	}
-	if err := issuer.validate(claims, a.now()); err != nil {
-		return verifiedToken{}, err
-	}
-	c, err := a.makeCaller(issuer, claims.Subject, all)
-	if err != nil {
-		return verifiedToken{}, err
-	}
-	until := a.now().Add(a.ttl)
-	if end := claims.Expiry.Time().Add(issuer.ClockSkew); end.Before(until) {
+	return checked, i.validate(checked.claims, now)
+}
+
+// remember returns what is kept of a token: until then, and never past the token's end.
+func (t *checkedToken) remember(c *Caller, until time.Time) verifiedToken {
+	if end := t.claims.Expiry.Time().Add(t.issuer.ClockSkew); end.Before(until) {
 		until = end
 	}
-	return verifiedToken{caller: c, until: until, keys: issuer.keys, version: version}, nil
+	return verifiedToken{caller: c, until: until, keys: t.issuer.keys, version: t.version}
+}
+
+// fresh reports whether the memory still counts.
+func (v verifiedToken) fresh(now time.Time) bool {
+	return now.Before(v.until) && (v.keys == nil || v.version == v.keys.version())
 }
 
 func parseFailure(err error) error {
@@ -162,6 +202,8 @@ func (i *jwtIssuer) validate(claims jwt.Claims, now time.Time) error {
 		return unauthenticated("expired", "the token has expired")
 	case errors.Is(err, jwt.ErrNotValidYet), errors.Is(err, jwt.ErrIssuedInTheFuture):
 		return unauthenticated("not_yet_valid", "the token is not valid yet")
+	case errors.Is(err, jwt.ErrInvalidIssuer):
+		return unauthenticated("issuer", "the token's issuer is another one")
 	case errors.Is(err, jwt.ErrInvalidAudience):
 		return unauthenticated("audience", "the token is meant for another audience")
 	default:

@@ -92,6 +92,9 @@ const (
 	pemLine  = 64 // characters; 48 octets
 )
 
+// pemOf returns the PEM of one certificate.
+func pemOf(der []byte) string { return pemChain(der, &issuer{}) }
+
 // pemChain writes the PEM of der (RFC 7468) and the issuer's chain in one allocation;
 // encoding/pem takes three times as long.
 func pemChain(der []byte, i *issuer) string {

@@ -46,6 +46,10 @@ type Config struct {
 	// IssuerRefresh is how often the issuers, and the renewals that operators have pulled
 	// forward, are read from the ledger again.
 	IssuerRefresh time.Duration `yaml:"issuer_refresh"`
+	// Istio is the certificate service of an Istio mesh.
+	Istio Istio `yaml:"istio"`
+	// SPIFFE is what the gateway publishes for SPIFFE trust domains.
+	SPIFFE SPIFFE `yaml:"spiffe"`
 	// Limits bounds everything that a caller can make large, slow or many.
 	Limits Limits `yaml:"limits"`
 	// Orders is about asynchronous issue.
@@ -82,6 +86,9 @@ type TLS struct {
 type Auth struct {
 	// JWT lists the issuers of JSON Web Tokens that are trusted.
 	JWT []JWTIssuer `yaml:"jwt"`
+	// Kubernetes lists the clusters whose service accounts are trusted. A token whose
+	// issuer is listed in jwt is checked there.
+	Kubernetes []Cluster `yaml:"kubernetes"`
 	// EnrollmentTokens accepts tokens made by operators with the API.
 	EnrollmentTokens bool `yaml:"enrollment_tokens"`
 	// CacheEntries bounds the verified tokens and client certificates remembered.
@@ -152,6 +159,7 @@ func DefaultConfig() Config {
 		RequestIDWindow: ledger.MaxReuse,
 		RenewAt:         0.6,
 		IssuerRefresh:   5 * time.Second,
+		SPIFFE:          SPIFFE{RefreshHint: 5 * time.Minute},
 		Limits: Limits{
 			MaxInFlight: 1024, RenewalShare: 0.75, RetryAfter: time.Second,
 			CallerShare: 0.8, CallerBurst: 100, NamesBurst: 10, RateEntries: 20_000,
@@ -193,6 +201,9 @@ func (c Config) Validate() error {
 	e.require(c.RenewAt >= 0.1 && c.RenewAt <= 0.9, "renew_at", "must be 0.1 to 0.9")
 	e.between("issuer_refresh", c.IssuerRefresh, 100*time.Millisecond, time.Hour)
 	c.Auth.validate(&e)
+	c.Auth.validateKubernetes(&e)
+	c.SPIFFE.validate(&e)
+	e.require(!c.Istio.enabled() || c.GRPCListen != "", "istio", "needs grpc_listen")
 	for i, o := range c.Operators {
 		o.validate(&e, fmt.Sprintf("operators[%d]", i))
 	}

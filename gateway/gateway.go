@@ -70,7 +70,8 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 			issuers: issuers, ledger: deps.Ledger, operators: cfg.Operators, now: deps.Now, ttl: cfg.TLS.RevocationTTL,
 			good: newLRU[serial.Number, time.Time](cfg.Auth.CacheEntries),
 		},
-		jwt: newJWTAuth(cfg.Auth, cfg.Operators, deps.Now),
+		jwt:        newJWTAuth(cfg.Auth, cfg.Operators, deps.Now),
+		kubernetes: newKubernetesAuth(&cfg, deps.Now),
 		tokens: &enrollmentAuth{
 			enabled: cfg.Auth.EnrollmentTokens, ledger: deps.Ledger, now: deps.Now,
 			known: newLRU[[sha256.Size]byte, rememberedToken](cfg.Auth.CacheEntries),
@@ -131,6 +132,16 @@ func (g *Gateway) Run(ctx context.Context) error {
 			return fmt.Errorf("default_profile: %w", err)
 		}
 	}
+	if err := g.cfg.Istio.check(profiles); err != nil {
+		return err
+	}
+	if g.service.bundles, err = newBundles(g.cfg.SPIFFE, profiles); err != nil {
+		return err
+	}
+	if err := g.auth.kubernetes.load(); err != nil {
+		return err
+	}
+	defer g.auth.kubernetes.close()
 	if err := g.tls.load(); err != nil {
 		return err
 	}
@@ -249,6 +260,11 @@ func (g *Gateway) startLoops(ctx context.Context, h *health.Server) *errgroup.Gr
 	run(g.tls.run)
 	for _, i := range g.auth.jwt.issuers {
 		run(i.keys.run)
+	}
+	for _, c := range g.auth.kubernetes.clusters {
+		if c.keys != nil {
+			run(c.keys.keys.run)
+		}
 	}
 	run(func(ctx context.Context) { g.reportHealth(ctx, h) })
 	return &loops

@@ -20,6 +20,7 @@ import (
 
 	"github.com/certmill/certmill/internal/problem"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+	istioauth "github.com/certmill/certmill/proto/istio/v1/auth"
 )
 
 // method says how a gRPC method is guarded. Methods that are not listed, those of
@@ -49,7 +50,8 @@ var methods = map[string]method{
 	certmillv1.Operations_ListEarlyRenewals_FullMethodName:          {route: routeListEarlyRenewals},
 	certmillv1.Operations_EndEarlyRenewal_FullMethodName:            {route: routeEndEarlyRenewal},
 	// It takes no place in flight: operators must see a service that is full.
-	certmillv1.Operations_GetStatus_FullMethodName: {route: routeStatus, unbounded: true},
+	certmillv1.Operations_GetStatus_FullMethodName:                     {route: routeStatus, unbounded: true},
+	istioauth.IstioCertificateService_CreateCertificate_FullMethodName: {route: routeMesh},
 }
 
 // grpcAPI guards the gRPC server: the same walk as httpAPI's, as interceptors.
@@ -94,6 +96,9 @@ func newGRPCServer(a *grpcAPI, tls credentials.TransportCredentials) (*grpc.Serv
 	a.register(server, &healthv1.Health_ServiceDesc, h)
 	a.register(server, &certmillv1.CertificateAuthority_ServiceDesc, &authorityServer{api: a})
 	a.register(server, &certmillv1.Operations_ServiceDesc, &operationsServer{service: a.service})
+	if a.service.cfg.Istio.enabled() {
+		a.register(server, &istioauth.IstioCertificateService_ServiceDesc, &istioServer{api: a})
+	}
 	reflection.Register(server)
 	return server, h
 }
@@ -219,6 +224,9 @@ func (a *grpcAPI) authenticate(ctx context.Context) (*Caller, error) {
 	}
 	if v := metadata.ValueFromIncomingContext(ctx, "authorization"); len(v) > 0 {
 		c.authorization = v[0]
+	}
+	if v := metadata.ValueFromIncomingContext(ctx, "clusterid"); len(v) == 1 {
+		c.cluster = v[0]
 	}
 	return a.auth.authenticate(ctx, c)
 }

@@ -138,7 +138,9 @@ func (h *httpAPI) serve(ctx context.Context, x *exchange, e *endpoint, w http.Re
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if !e.open {
-		r.caller, err = h.auth.authenticate(ctx, authCredentials{tls: r.TLS, authorization: header(r.Request, "Authorization")})
+		r.caller, err = h.auth.authenticate(ctx, authCredentials{
+			tls: r.TLS, authorization: header(r.Request, "Authorization"), cluster: header(r.Request, "Clusterid"),
+		})
 		if err != nil {
 			return err
 		}

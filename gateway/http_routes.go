@@ -55,6 +55,7 @@ func newHTTPAPI(s *service, auth *authenticator, o *observer, ready func() error
 		},
 		// A waiting caller holds a place among the waiters, not in flight.
 		{prefix: "/v1/orders/", item: one(http.MethodGet, &endpoint{route: routeGetOrder, serve: h.getOrder, unbounded: true})},
+		{prefix: "/v1/spiffe-bundles/", item: one(http.MethodGet, &endpoint{route: routeSPIFFEBundle, serve: h.spiffeBundle, open: true})},
 		{prefix: "/v1/enrollment-tokens/", item: one(http.MethodDelete, &endpoint{route: routeDeleteToken, serve: h.deleteToken})},
 		{prefix: "/v1/early-renewals/", item: one(http.MethodDelete, &endpoint{route: routeEndEarlyRenewal, serve: h.endEarlyRenewal})},
 	}
@@ -302,6 +303,17 @@ func (h *httpAPI) trustBundle(_ context.Context, _ *exchange, w http.ResponseWri
 		return nil
 	}
 	return writeJSON(w, http.StatusOK, bundle)
+}
+
+// spiffeBundle serves the bundle endpoint of SPIFFE Federation section 5.2 (https_web).
+func (h *httpAPI) spiffeBundle(_ context.Context, _ *exchange, w http.ResponseWriter, r *request) error {
+	bundle, err := h.service.spiffeBundle(r.id)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "public, max-age=60")
+	write(w, http.StatusOK, typeJSON, bundle)
+	return nil
 }
 
 func (h *httpAPI) createToken(ctx context.Context, _ *exchange, w http.ResponseWriter, r *request) error {

@@ -38,15 +38,23 @@ type prepared struct {
 
 // issue waits for one certificate. requestID is what its answer and the log call it.
 func (s *service) issue(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*issued, error) {
+	return s.issueNamed(ctx, c, requestID, r, namesOfCSR)
+}
+
+// namesOfCSR leaves the names as the CSR has them.
+func namesOfCSR(*profile.Request) {}
+
+// issueNamed is issue where name, before the profile judges, says which names are asked for.
+func (s *service) issueNamed(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest, name func(*profile.Request)) (*issued, error) {
 	began := time.Now()
-	i, priority, err := s.issueBy(ctx, c, requestID, r)
+	i, priority, err := s.issueBy(ctx, c, requestID, r, name)
 	s.issuance.ended(ctx, priority, time.Since(began), err)
 	return i, err
 }
 
-// issueBy is issue without its measurement; it also returns the priority.
-func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest) (*issued, queue.Priority, error) {
-	p, err := s.prepare(ctx, c, r)
+// issueBy is issueNamed without its measurement; it also returns the priority.
+func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest, name func(*profile.Request)) (*issued, queue.Priority, error) {
+	p, err := s.prepare(ctx, c, r, name)
 	if err != nil {
 		return nil, queue.First, err
 	}
@@ -80,7 +88,7 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 
 // prepare turns what was asked into what a signer is asked: the CSR is parsed and its
 // signature checked once, and the profile judges all of it.
-func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueRequest) (*prepared, error) {
+func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueRequest, name func(*profile.Request)) (*prepared, error) {
 	// Step 1: what costs nothing to check.
 	if err := checkIssue(r); err != nil {
 		return nil, err
@@ -102,6 +110,7 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 	}
 	request := profile.FromCSR(parsed)
 	request.Profile, request.Caller = p.Name, c.Caller
+	name(request)
 	request.Lifetime = r.Lifetime.AsDuration()
 	request.Owner, request.Service, request.Environment = r.Metadata.GetOwner(), r.Metadata.GetService(), r.Metadata.GetEnvironment()
 	// Step 3: what the caller may have.

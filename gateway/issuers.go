@@ -7,6 +7,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,6 +33,11 @@ type issuerSet struct {
 	active map[string]*issuer // by name
 	byDER  map[string]*issuer
 	bundle *certmillv1.TrustBundle
+	// roots are, by the name of an issuer, what those who trust it must trust: the roots of
+	// all its generations and the other generations of those roots, the present one first.
+	roots map[string][][]byte
+	// sequence grows whenever a generation is added or expires.
+	sequence int
 	// certs are the issuing certificates that have not expired.
 	certs  []*x509.Certificate
 	loaded time.Time
@@ -126,7 +132,9 @@ func newIssuerSet(rows []ledger.Issuer, now time.Time) (*issuerSet, error) {
 			return nil, fmt.Errorf("reading issuer %s (generation %d): %w", row.Name, row.ID, err)
 		}
 		set.byID[row.ID] = i
+		set.sequence++
 		if now.After(i.cert.NotAfter) {
+			set.sequence++
 			continue
 		}
 		set.byDER[string(row.DER)] = i
@@ -142,7 +150,62 @@ func newIssuerSet(rows []ledger.Issuer, now time.Time) (*issuerSet, error) {
 		}
 	}
 	set.bundle.Pem = rootPEM.String()
+	set.roots = rootsByName(set, now)
 	return set, nil
+}
+
+// rootsByName gathers the roots of each issuer. A new root belongs to an issuer as soon
+// as the ledger has it under the old one's name, before it signs anything: so those who
+// fetch the roots trust it in time.
+func rootsByName(set *issuerSet, now time.Time) map[string][][]byte {
+	anchors := map[string]string{} // name of a root by its DER
+	var live []*issuer
+	for _, i := range set.byID {
+		if now.After(i.cert.NotAfter) {
+			continue
+		}
+		live = append(live, i)
+		if len(i.Chain) == 0 {
+			anchors[string(i.DER)] = i.Name
+		}
+	}
+	// The active generation comes first, then the newest.
+	slices.SortFunc(live, func(a, b *issuer) int {
+		if set.active[a.Name] == a || set.active[b.Name] == b {
+			return boolOrder(set.active[a.Name] == a, set.active[b.Name] == b)
+		}
+		return int(b.ID - a.ID)
+	})
+	roots := map[string][][]byte{}
+	add := func(name string, der []byte) {
+		if !slices.ContainsFunc(roots[name], func(known []byte) bool { return bytes.Equal(known, der) }) {
+			roots[name] = append(roots[name], der)
+		}
+	}
+	for _, i := range live {
+		add(i.Name, i.root())
+	}
+	for name, own := range roots {
+		for _, der := range slices.Clone(own) {
+			for _, anchor := range live {
+				if len(anchor.Chain) == 0 && anchor.Name == anchors[string(der)] {
+					add(name, anchor.DER)
+				}
+			}
+		}
+	}
+	return roots
+}
+
+// boolOrder sorts true before false.
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return -1
+	}
+	return 1
 }
 
 func newIssuer(row ledger.Issuer) (*issuer, error) {

@@ -16,6 +16,7 @@ const (
 	routeBatch
 	routeStream
 	routeStreamItem
+	routeMesh // Istio's CreateCertificate
 	routeSubmit
 	routeGetOrder
 	routeRevoke
@@ -23,6 +24,7 @@ const (
 	routeListCertificates
 	routeRenewalInfo
 	routeTrustBundle
+	routeSPIFFEBundle
 	routeCreateToken
 	routeListTokens
 	routeDeleteToken
@@ -39,8 +41,8 @@ const (
 )
 
 var routeNames = [routes]string{
-	"issue", "issue_batch", "issue_stream", "issue_stream_item", "submit", "get_order", "revoke",
-	"get_certificate", "list_certificates", "renewal_info", "trust_bundle", "create_token", "list_tokens", "delete_token",
+	"issue", "issue_batch", "issue_stream", "issue_stream_item", "mesh_issue", "submit", "get_order", "revoke",
+	"get_certificate", "list_certificates", "renewal_info", "trust_bundle", "spiffe_bundle", "create_token", "list_tokens", "delete_token",
 	"audit", "renew_early", "list_early_renewals", "end_early_renewal", "status", "openapi", "healthz", "readyz", "unknown",
 }
 
@@ -48,7 +50,7 @@ func (r route) String() string { return routeNames[r] }
 
 // span names the span of a call; what issues certificates has one name on every transport.
 func (r route) span() string {
-	if r <= routeStreamItem {
+	if r <= routeMesh {
 		return "gateway.issue"
 	}
 	return "gateway." + routeNames[r]

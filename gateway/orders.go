@@ -26,7 +26,7 @@ const maxOrderWait = 30 * time.Second
 // submit accepts a request: the order is committed before this returns. Whether the
 // queue has it too does not matter, since the sweep queues again what has no outcome.
 func (s *service) submit(ctx context.Context, c *Caller, r *certmillv1.IssueRequest) (*certmillv1.Order, error) {
-	p, err := s.prepare(ctx, c, r)
+	p, err := s.prepare(ctx, c, r, namesOfCSR)
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ type service struct {
 	profiles  *profile.Set // set by Run before the first request
 	status    *statusBoard
 	issuance  *issuance
+	bundles   *bundles // likewise
 	inFlight  *limiter
 	renewing  *limiter // renewals among them: the rest is kept for first certificates
 	waiting   *limiter
@@ -204,7 +205,11 @@ func (s *service) requestKey(c *Caller, requestID, profileName string, csrHash [
 	if requestID != "" {
 		return ledger.NewRequestKey(c.ID, "id", requestID), s.cfg.RequestIDWindow
 	}
-	return ledger.NewRequestKey(c.ID, "csr", string(csrHash[:]), profileName), s.cfg.DuplicateWindow
+	parts := []string{c.ID, "csr", string(csrHash[:]), profileName}
+	if c.actsFor != "" {
+		parts = append(parts, c.actsFor) // the same key for another identity is another certificate
+	}
+	return ledger.NewRequestKey(parts...), s.cfg.DuplicateWindow
 }
 
 // trustBundle returns the roots and the issuing certificates.

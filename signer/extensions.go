@@ -174,13 +174,13 @@ func addString(b *cryptobyte.Builder, tag der.Tag, s string) {
 	b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(s)) })
 }
 
-// addNames adds the subject alternative names (RFC 5280 section 4.2.1.6). They are
-// critical where the subject is empty.
-func addNames(b *cryptobyte.Builder, r *profile.Request) {
+// addNames adds the subject alternative names (RFC 5280 section 4.2.1.6), critical
+// where the subject is empty.
+func addNames(b *cryptobyte.Builder, r *profile.Request, critical bool) {
 	if len(r.DNSNames)+len(r.IPAddresses)+len(r.URIs)+len(r.Emails) == 0 {
 		return
 	}
-	addExtension(b, oidSubjectAltName, r.CommonName == "", func(b *cryptobyte.Builder) {
+	addExtension(b, oidSubjectAltName, critical, func(b *cryptobyte.Builder) {
 		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
 			for _, name := range r.DNSNames {
 				addString(b, tagDNS, name)

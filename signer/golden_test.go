@@ -32,6 +32,10 @@ func goldenRequests(t testing.TB) map[string]*profile.Request {
 		"workload": asking(t, func(r *profile.Request) {
 			r.DNSNames, r.URIs = []string{"pay.shop.svc"}, []string{"spiffe://certmill.test/ns/shop/sa/pay"}
 		}),
+		"mesh": asking(t, func(r *profile.Request) {
+			r.DNSNames, r.URIs = nil, []string{"spiffe://cluster.local/ns/shop/sa/cart"}
+			r.Caller.Identity = "spiffe://cluster.local/ns/shop/sa/cart"
+		}),
 		"operator": asking(t, func(r *profile.Request) {
 			r.DNSNames, r.URIs = nil, []string{"spiffe://certmill.test/operator/ada"}
 		}),

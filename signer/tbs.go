@@ -35,11 +35,11 @@ func (t *template) tbs(r *profile.Request, number serial.Number, v validity) ([]
 			addTime(b, v.notBefore)
 			addTime(b, v.notAfter)
 		})
-		addSubject(b, r.CommonName)
+		t.addSubject(b, r.CommonName)
 		b.AddBytes(r.SPKI)
 		b.AddASN1(der.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
 			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-				addNames(b, r)
+				addNames(b, r, len(t.subject) == 0 && r.CommonName == "")
 				addExtension(b, oidSubjectKeyID, false, func(b *cryptobyte.Builder) { b.AddASN1OctetString(keyID[:]) })
 				b.AddBytes(extensions)
 			})
@@ -68,24 +68,44 @@ func addTime(b *cryptobyte.Builder, t time.Time) {
 	})
 }
 
-var oidCommonName = asn1.ObjectIdentifier{2, 5, 4, 3}
+// The attributes of a subject (X.520).
+var (
+	oidCountry      = asn1.ObjectIdentifier{2, 5, 4, 6}
+	oidOrganization = asn1.ObjectIdentifier{2, 5, 4, 10}
+	oidCommonName   = asn1.ObjectIdentifier{2, 5, 4, 3}
+)
 
-// addSubject adds the Name: empty, or one common name, which is a PrintableString
-// where its characters allow and a UTF8String elsewhere, as crypto/x509 does.
-func addSubject(b *cryptobyte.Builder, commonName string) {
+// addSubject adds the Name: what the profile puts into every subject, and the common
+// name, each where it is not empty.
+func (t *template) addSubject(b *cryptobyte.Builder, commonName string) {
 	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		if commonName == "" {
-			return
-		}
-		b.AddASN1(der.SET, func(b *cryptobyte.Builder) {
-			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1ObjectIdentifier(oidCommonName)
-				tag := der.PrintableString
-				if !isPrintable(commonName) {
-					tag = der.UTF8String
-				}
-				addString(b, tag, commonName)
-			})
+		b.AddBytes(t.subject)
+		addAttribute(b, oidCommonName, commonName)
+	})
+}
+
+// fixedSubject returns the attributes that a profile puts into every subject.
+func fixedSubject(s profile.Subject) ([]byte, error) {
+	b := cryptobyte.NewBuilder(nil)
+	addAttribute(b, oidCountry, s.Country)
+	addAttribute(b, oidOrganization, s.Organization)
+	return b.Bytes()
+}
+
+// addAttribute adds a name's attribute, unless it is empty. It is a PrintableString
+// where its characters allow and a UTF8String elsewhere, as crypto/x509 does.
+func addAttribute(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, value string) {
+	if value == "" {
+		return
+	}
+	b.AddASN1(der.SET, func(b *cryptobyte.Builder) {
+		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1ObjectIdentifier(oid)
+			tag := der.PrintableString
+			if !isPrintable(value) {
+				tag = der.UTF8String
+			}
+			addString(b, tag, value)
 		})
 	})
 }

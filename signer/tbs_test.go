@@ -25,6 +25,39 @@ func extensionOf(c *x509.Certificate, oid asn1.ObjectIdentifier) (value []byte, 
 	return nil, false, false
 }
 
+func TestTheProfileSaysWhatElseStandsInTheSubject(t *testing.T) {
+	ca := newIssuingCA(t, fixedKey(t, "issuing"))
+	p := ca.preparer(t, func(c *PreparerConfig) {
+		c.Profiles = oneProfile(t, func(s *profile.Spec) { s.Subject.Organization, s.Subject.Country = "Köln & Co", "DE" })
+	})
+	for cn, want := range map[string]string{"": "O=Köln & Co,C=DE", "x": "CN=x,O=Köln & Co,C=DE"} {
+		_, cert := ca.issue(t, p, asking(t, func(r *profile.Request) { r.CommonName = cn }))
+		if _, critical, _ := extensionOf(cert, oidSubjectAltName); cert.Subject.String() != want || critical {
+			t.Errorf("subject %s, names critical %v; want %s and not", cert.Subject, critical, want)
+		}
+	}
+}
+
+// The signer holds a profile of kind spiffe to its kind, whatever the queue says.
+func TestTheSignerRefusesWhatIsNoSVID(t *testing.T) {
+	ca := newIssuingCA(t, fixedKey(t, "issuing"))
+	p := ca.preparer(t, func(c *PreparerConfig) { c.Profiles = defaultProfiles(t) })
+	for what, change := range map[string]func(*profile.Request){
+		"another trust domain": func(r *profile.Request) { r.Caller.Identity = "spiffe://certmill.test/ns/a/sa/b" },
+		"another path":         func(r *profile.Request) { r.Caller.Identity = "spiffe://cluster.local/operator/b" },
+		"no SPIFFE ID":         func(r *profile.Request) { r.Caller.Identity = "spiffe://cluster.local/ns/a/sa/b?x" },
+		"a DNS name":           func(r *profile.Request) { r.DNSNames = []string{"a.test"} },
+	} {
+		r := asking(t, func(r *profile.Request) {
+			r.Profile, r.DNSNames, r.Caller.Identity = "mesh", nil, "spiffe://cluster.local/ns/a/sa/b"
+			change(r)
+		})
+		if prepared, err := p.Prepare(r, 5); err == nil {
+			t.Errorf("%s: signed as %v", what, prepared.row.Names)
+		}
+	}
+}
+
 func TestNamesAndTheirCriticality(t *testing.T) {
 	ca := newIssuingCA(t, fixedKey(t, "issuing"))
 	p := ca.preparer(t, func(c *PreparerConfig) { c.Profiles = oneProfile(t, nil) })

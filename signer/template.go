@@ -22,6 +22,8 @@ type template struct {
 	algorithm []byte
 	// issuer is the issuer's subject, byte for byte: relying parties compare names as bytes.
 	issuer []byte
+	// subject holds the attributes that stand in every subject.
+	subject []byte
 	// extensions are those of fixedExtensions for each shard of the profile's CRLs; one
 	// where there are no shards.
 	extensions [][]byte
@@ -33,6 +35,9 @@ type template struct {
 func newTemplate(issuer *x509.Certificate, row ledger.Issuer, p *profile.Profile, s *scheme) (*template, error) {
 	t := &template{profile: p, algorithm: s.identifier, issuer: issuer.RawSubject}
 	var err error
+	if t.subject, err = fixedSubject(p.Subject); err != nil {
+		return nil, fmt.Errorf("profile %s: subject: %w", p.Name, err)
+	}
 	if t.extensions, err = allExtensions(issuer, row, p); err != nil {
 		return nil, fmt.Errorf("profile %s: extensions: %w", p.Name, err)
 	}

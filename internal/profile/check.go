@@ -2,6 +2,7 @@ package profile
 
 import (
 	"slices"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -114,10 +115,13 @@ func checkText(field, s string) error {
 	if !utf8.ValidString(s) {
 		return problem.Rejected(field, "metadata_text", "it is not UTF-8")
 	}
-	for _, c := range s {
-		if !unicode.IsPrint(c) {
-			return problem.Rejected(field, "metadata_text", "it holds the unprintable character %U", c)
-		}
+	if !printable(s) {
+		return problem.Rejected(field, "metadata_text", "it holds an unprintable character")
 	}
 	return nil
+}
+
+// printable reports whether s holds characters to be seen, and blanks, alone.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(c rune) bool { return !unicode.IsPrint(c) })
 }

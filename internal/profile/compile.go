@@ -20,11 +20,17 @@ const (
 	defaultBackdate = 2 * time.Minute
 	defaultMin      = time.Minute
 	maxPatterns     = 256
+	maxOrganization = 64 // ub-organization-name of RFC 5280 appendix A.1, in characters
 )
+
+var validCountry = regexp.MustCompile(`^[A-Z]{2}$`)
 
 var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 func (s *Spec) setDefaults() {
+	if s.Kind == KindSPIFFE {
+		s.setSPIFFEDefaults()
+	}
 	setDefault(&s.Subject.CommonName, CommonNameEmpty)
 	setDefault(&s.Names.Max, csr.MaxNames)
 	if s.Subject.CommonName != CommonNameRequired {
@@ -92,6 +98,7 @@ func (p *Profile) compile() error {
 	for i, m := range p.RequiredMetadata {
 		f.oneOf(fmt.Sprintf("required_metadata[%d]", i), m, "owner", "service", "environment")
 	}
+	p.checkSPIFFE(&f)
 	p.compileCallers(&f)
 	p.compileSubject(&f)
 	p.compileNames(&f)
@@ -125,6 +132,12 @@ func (p *Profile) compileSubject(f *faults) {
 		f.add("subject.allow", "patterns are needed with common_name optional or required, and have no use with the others")
 	}
 	p.commonName = compileAll(f, "subject.allow", s.Allow, compileGlob)
+	if len([]rune(s.Organization)) > maxOrganization || !printable(s.Organization) {
+		f.add("subject.organization", "it has at most %d printable characters (X.520)", maxOrganization)
+	}
+	if s.Country != "" && !validCountry.MatchString(s.Country) {
+		f.add("subject.country", "%q is not two capital letters (ISO 3166)", s.Country)
+	}
 }
 
 func (p *Profile) compileNames(f *faults) {

@@ -19,6 +19,11 @@ func (p *Profile) checkNames(r *Request) error {
 	if err := p.settleNames(r); err != nil {
 		return err
 	}
+	if p.Kind == KindSPIFFE {
+		if err := p.checkID(r); err != nil {
+			return err
+		}
+	}
 	id := r.Caller.Identity
 	for _, name := range r.DNSNames {
 		if err := csr.CheckDNS(name); err != nil {

@@ -189,10 +189,10 @@ func TestDefaultProfilesLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"client", "gateway-tls", "operator", "server", "short", "workload"}; !slices.Equal(s.Names(), want) {
+	if want := []string{"client", "gateway-tls", "mesh", "operator", "server", "short", "workload"}; !slices.Equal(s.Names(), want) {
 		t.Errorf("profiles %q, want %q", s.Names(), want)
 	}
-	if !slices.Equal(s.Issuers(), []string{"issuing"}) || len(s.All()) != 6 {
+	if !slices.Equal(s.Issuers(), []string{"issuing"}) || len(s.All()) != 7 {
 		t.Errorf("issuers %q", s.Issuers())
 	}
 	for _, p := range s.All() {

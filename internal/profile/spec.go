@@ -16,6 +16,15 @@ type Spec struct {
 	Description string `yaml:"description" json:"description"`
 	// Issuer names the issuing CA, as "certmill ca show" lists it.
 	Issuer string `yaml:"issuer" json:"issuer"`
+	// Kind is empty, or spiffe for X.509-SVIDs, the certificates of SPIFFE identities:
+	// exactly one URI name, which is a SPIFFE ID of the section spiffe, and nothing that
+	// the X.509-SVID standard forbids. What it leaves open has other defaults: the ID is
+	// the caller's (names.uri.source: identity, others: ignore), key_usage
+	// digitalSignature, extended_key_usage serverAuth and clientAuth, a lifetime of 1h and
+	// at most 24h, revocation.mode none.
+	Kind string `yaml:"kind" json:"kind,omitempty"`
+	// SPIFFE says which identities a profile of kind spiffe is for.
+	SPIFFE SPIFFE `yaml:"spiffe" json:"spiffe,omitzero"`
 	// KeyTypes are the subject keys allowed: ecdsa-p256, ecdsa-p384, ed25519,
 	// rsa-2048, rsa-3072, rsa-4096.
 	KeyTypes []csr.KeyType `yaml:"key_types" json:"key_types"`
@@ -51,6 +60,20 @@ type Spec struct {
 	Lint Lint `yaml:"lint" json:"lint"`
 }
 
+// KindSPIFFE is the value of Spec.Kind for X.509-SVIDs.
+const KindSPIFFE = "spiffe"
+
+// SPIFFE says which SPIFFE IDs a profile is for: each trust domain with each path. It
+// makes names.uri.allow, which must be left out.
+type SPIFFE struct {
+	// TrustDomains lists the trust domains, for example cluster.local. The gateway
+	// publishes the bundle of each.
+	TrustDomains []string `yaml:"trust_domains" json:"trust_domains"`
+	// Paths lists patterns of the ID's path: "*" stands for any characters but "/", "**"
+	// for any. Default: "/**". Istio's service accounts are "/ns/*/sa/*".
+	Paths []string `yaml:"paths" json:"paths"`
+}
+
 // CallerRule fits a caller that meets each of its lists that is not empty.
 type CallerRule struct {
 	// Kinds are mtls, jwt, token, and local for an operator at the signer's own machine.
@@ -84,7 +107,7 @@ const (
 // never taken over.
 type Subject struct {
 	// CommonName is
-	//   empty       the subject is empty, and a CSR's common name is ignored (default);
+	//   empty       there is none, and a CSR's is ignored (default);
 	//   from_names  the CSR's, which must be one of its names, else its first DNS name
 	//               of up to 64 characters, else its first address, else none;
 	//   optional    the CSR's, if it has one;
@@ -94,6 +117,10 @@ type Subject struct {
 	// "/", "?" and "#", "**" for any characters, {caller.identity} for what the caller
 	// proves to be.
 	Allow []string `yaml:"allow" json:"allow"`
+	// Organization stands in the subject of every certificate; empty leaves it out.
+	Organization string `yaml:"organization" json:"organization,omitempty"`
+	// Country, two capital letters, stands in the subject of every certificate.
+	Country string `yaml:"country" json:"country,omitempty"`
 }
 
 // Names says which subject alternative names are allowed. A kind whose allow list is

@@ -24,8 +24,9 @@ type GatewayConfig struct {
 	Dispatch gateway.DispatcherConfig `yaml:"dispatch"`
 }
 
-// gatewayElements are the defaults of a trusted token issuer in a list of them.
-var gatewayElements = []any{gateway.DefaultJWTIssuer()}
+// gatewayElements are the defaults of what stands in lists: a trusted token issuer, a
+// Kubernetes cluster.
+var gatewayElements = []any{gateway.DefaultJWTIssuer(), gateway.DefaultCluster()}
 
 // DefaultGateway returns the defaults.
 func DefaultGateway() GatewayConfig {
