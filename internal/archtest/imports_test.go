@@ -24,8 +24,9 @@ type rule struct {
 }
 
 var rules = []rule{
-	{from: "proto", to: []string{"cmd", "gateway", "signer", "ocsp", "loadtest", "ledger", "internal", "deploy"}, why: "proto is the ground"},
-	{from: "internal", except: []string{"internal/testenv", "internal/archtest"}, to: []string{"cmd", "gateway", "signer", "ocsp", "loadtest", "deploy"}, why: "internal packages serve the roles"},
+	{from: "client", to: []string{"cmd", "gateway", "signer", "ocsp", "loadtest", "ledger", "deploy", "internal/config", "internal/queue", "internal/profile", "/github.com/nats-io", "/github.com/jackc", "/github.com/redis"}, deep: true, why: "applications that import the client must not carry the service"},
+	{from: "proto", to: []string{"client", "cmd", "gateway", "signer", "ocsp", "loadtest", "ledger", "internal", "deploy"}, why: "proto is the ground"},
+	{from: "internal", except: []string{"internal/testenv", "internal/archtest"}, to: []string{"cmd", "client", "gateway", "signer", "ocsp", "loadtest", "deploy"}, why: "internal packages serve the roles"},
 	{from: "ledger", except: []string{"ledger/ledgertest"}, to: []string{"cmd", "gateway", "signer", "ocsp", "loadtest", "deploy"}, why: "the ledger serves the roles"},
 	{from: "gateway", to: []string{"cmd", "signer", "ocsp", "loadtest", "deploy"}, deep: true, why: "a gateway and a signer meet on the queue only"},
 	{from: "signer", to: []string{"cmd", "gateway", "ocsp", "loadtest", "deploy"}, deep: true, why: "a gateway and a signer meet on the queue only"},

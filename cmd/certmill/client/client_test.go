@@ -1,18 +1,10 @@
 package client
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"testing"
-	"testing/synctest"
-	"time"
-
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
-	"github.com/certmill/certmill/internal/problem"
 )
 
 func TestFilesOfAContextLieBesideItAndFlagsWin(t *testing.T) {
@@ -42,39 +34,4 @@ func TestWithoutAGatewayTheErrorSaysWhatToDo(t *testing.T) {
 	if _, err := Load("", []string{"gateway=a:1", "cert_file=c"}); err == nil {
 		t.Error("a certificate without its key is accepted")
 	}
-}
-
-func TestRetryRepeatsWhatMayPassAndNothingElse(t *testing.T) {
-	for code, repeated := range map[codes.Code]bool{
-		codes.Unavailable: true, codes.ResourceExhausted: true, codes.DeadlineExceeded: true,
-		codes.InvalidArgument: false, codes.PermissionDenied: false, codes.AlreadyExists: false, codes.Internal: false, codes.Unauthenticated: false,
-	} {
-		synctest.Test(t, func(t *testing.T) {
-			c := &Client{timeout: 10 * time.Second}
-			calls, began := 0, time.Now()
-			err := c.Retry(t.Context(), func(context.Context) error { calls++; return status.Error(code, "x") })
-			if problem.KindOf(err) == "" {
-				t.Errorf("%s: no problem: %v", code, err)
-			}
-			if (calls > 1) != repeated {
-				t.Errorf("%s: %d calls", code, calls)
-			}
-			if took := time.Since(began); took > 11*time.Second {
-				t.Errorf("%s: tried for %s, beyond the timeout", code, took)
-			}
-		})
-	}
-	synctest.Test(t, func(t *testing.T) {
-		c := &Client{timeout: 10 * time.Second}
-		began, calls := time.Now(), 0
-		err := c.Retry(t.Context(), func(context.Context) error {
-			if calls++; calls == 1 {
-				return problem.ToStatus(problem.Busy("x", 3*time.Second, "full")).Err()
-			}
-			return nil
-		})
-		if took := time.Since(began); err != nil || calls != 2 || took < 1500*time.Millisecond {
-			t.Errorf("after %s and %d calls: %v; the advised pause is 3s", took, calls, err)
-		}
-	})
 }
