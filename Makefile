@@ -13,7 +13,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-ocsp fuzz clean
+.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -65,6 +65,9 @@ bench-system: deps build ## the whole service beside the floor, 1 to 16 signers:
 
 bench-memory: deps build ## ten minutes at capacity: does the memory of any role grow?
 	$(GO) run ./loadtest/bench/system -bin $(BIN) -parts memory -out bench-memory.json $(BENCH_FLAGS)
+
+bench-mesh: deps build ## a mesh of 20,000 agents restarts: is everybody served, nobody twice, and does the herd dissolve? Under 5 minutes
+	$(GO) run ./loadtest/bench/mesh -bin $(BIN) $(BENCH_FLAGS)
 
 bench-ocsp: deps ## the OCSP responder beside a bare net/http handler, and Redis memory, at a million certificates
 	$(GO) run ./ocsp/ocspbench

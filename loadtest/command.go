@@ -43,7 +43,7 @@ func Command() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(runCommand(), capacityCommand(), scaleCommand(), compareCommand(), reportCommand(), fillCommand(), floorCommand(), targetsCommand())
+	c.AddCommand(runCommand(), capacityCommand(), scaleCommand(), compareCommand(), meshCommand(), reportCommand(), fillCommand(), floorCommand(), targetsCommand())
 	return c
 }
 

@@ -91,6 +91,14 @@ func (g *grpcTarget) Close() error {
 	return errors.Join(errs...)
 }
 
+// authorized adds the request's own token.
+func (r *Request) authorized(ctx context.Context) context.Context {
+	if r.Token == "" {
+		return ctx
+	}
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+r.Token)
+}
+
 type bearer string
 
 func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
@@ -165,6 +173,7 @@ func openUnary(c Config) (Target, error) {
 func (t *unary) Do(ctx context.Context, r *Request) (Answer, error) {
 	ctx, cancel := context.WithDeadline(ctx, r.Deadline)
 	defer cancel()
+	ctx = r.authorized(ctx)
 	var header metadata.MD
 	res, err := certmillv1.NewCertificateAuthorityClient(t.conn()).Issue(ctx, t.cfg.issueRequest(r), grpc.Header(&header))
 	if err != nil {

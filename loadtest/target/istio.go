@@ -29,6 +29,7 @@ func openIstio(c Config) (Target, error) {
 func (t *istio) Do(ctx context.Context, r *Request) (Answer, error) {
 	ctx, cancel := context.WithDeadline(ctx, r.Deadline)
 	defer cancel()
+	ctx = r.authorized(ctx)
 	if t.cfg.ClusterID != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "clusterid", t.cfg.ClusterID)
 	}

@@ -30,6 +30,9 @@ type Request struct {
 	CSR *material.CSR
 	// Status is what to ask about, for OCSP targets.
 	Status *StatusRequest
+	// Token is the caller's own bearer token, for targets over gRPC; empty means that of
+	// the target.
+	Token string
 	// Deadline is when the caller gives up.
 	Deadline time.Time
 }
