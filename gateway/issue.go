@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/internal/serial"
 	"github.com/certmill/certmill/ledger"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
@@ -78,12 +80,37 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 	if result.Duplicate && !bytes.Equal(result.CsrSha256, p.sign.CsrSha256) {
 		return nil, priority, conflict()
 	}
+	if result.Duplicate {
+		if err := s.refuseRevoked(ctx, result); err != nil {
+			return nil, err
+		}
+	}
 	i, err := s.issuers.get(ctx, result.IssuerId)
 	if err != nil {
 		return nil, priority, err
 	}
 	done, err := s.newIssued(requestID, result, i, p.request)
 	return done, priority, err
+}
+
+// refuseRevoked keeps a certificate that is revoked from being handed out again as if
+// nothing were: who repeats a request after its certificate was revoked wants another
+// one, and must say so with another request id. After a compromise it needs a new key.
+func (s *service) refuseRevoked(ctx context.Context, r *queuev1.SignResult) error {
+	n, err := serial.FromBytes(r.Serial)
+	if err != nil {
+		return fmt.Errorf("reading a signer's result: %w", err)
+	}
+	_, revocation, err := s.ledger.Certificate(ctx, n)
+	if err != nil {
+		return fmt.Errorf("looking up a certificate that was issued before: %w", err)
+	}
+	if revocation == nil {
+		return nil
+	}
+	return &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "revoked",
+		Detail: fmt.Sprintf("the certificate that this request has, %s, was revoked at %s (%s); for a new one send a new request id, and after a compromise a new key",
+			n, revocation.RevokedAt.Format(time.RFC3339), reasonText(revocation.Reason))}
 }
 
 // prepare turns what was asked into what a signer is asked: the CSR is parsed and its

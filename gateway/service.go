@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -57,7 +58,7 @@ func (s *service) revoke(ctx context.Context, c *Caller, r *certmillv1.RevokeReq
 		return nil, problem.Forbidden("serial", "own_or_operator", "the certificate is not yours; revoking it needs the role operator")
 	}
 	if earlier != nil {
-		return revocationMessage(earlier), nil
+		return alreadyRevoked(earlier, r)
 	}
 	recorded, first, err := s.ledger.Revoke(ctx, ledger.Revocation{
 		Serial: n, Reason: int16(r.Reason), RevokedBy: c.ID, Comment: r.Comment,
@@ -65,10 +66,29 @@ func (s *service) revoke(ctx context.Context, c *Caller, r *certmillv1.RevokeReq
 	if err != nil {
 		return nil, err
 	}
-	if first {
-		s.announce(ctx, &cert, &recorded)
+	if !first {
+		return alreadyRevoked(&recorded, r)
 	}
+	s.announce(ctx, &cert, &recorded)
 	return revocationMessage(&recorded), nil
+}
+
+// alreadyRevoked answers who revokes once more. A repetition, or one that states no
+// reason, is told what stands; one with another reason would believe that it has been
+// recorded, and it has not: a revocation is final.
+func alreadyRevoked(stands *ledger.Revocation, r *certmillv1.RevokeRequest) (*certmillv1.Revocation, error) {
+	if r.Reason == certmillv1.RevocationReason_REVOCATION_REASON_UNSPECIFIED || int16(r.Reason) == stands.Reason {
+		return revocationMessage(stands), nil
+	}
+	return nil, &problem.Error{Kind: problem.Conflict, Field: "reason", Rule: "revocation_final",
+		Detail: fmt.Sprintf("the certificate was revoked already, at %s by %s for the reason %s; a revocation is final and so is its reason",
+			stands.RevokedAt.Format(time.RFC3339), stands.RevokedBy, reasonText(stands.Reason))}
+}
+
+// reasonText is a CRLReason for a person (RFC 5280 section 5.3.1).
+func reasonText(reason int16) string {
+	name := strings.TrimPrefix(certmillv1.RevocationReason(reason).String(), "REVOCATION_REASON_")
+	return strings.ToLower(strings.ReplaceAll(name, "_", " "))
 }
 
 func checkRevocation(r *certmillv1.RevokeRequest) error {

@@ -172,11 +172,7 @@ func readCA(ctx context.Context, book *ledger.Ledger) ([]caReport, error) {
 		return nil
 	}
 	for _, i := range issuers {
-		state := i.State
-		if len(i.Chain) == 0 {
-			state = "trust anchor" // it issues by ceremony alone
-		}
-		if err := add(fmt.Sprintf("%s (%s, generation %d)", i.Name, state, i.ID), string(i.DER), i.KeyURI); err != nil {
+		if err := add(fmt.Sprintf("%s (%s, generation %d)", i.Name, issuerState(i), i.ID), string(i.DER), i.KeyURI); err != nil {
 			return nil, err
 		}
 	}

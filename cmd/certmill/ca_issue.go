@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"os/user"
 	"slices"
 	"time"
@@ -33,7 +34,7 @@ those of every certificate. The profile must allow the caller kind "local".`,
 		Args: cobra.NoArgs,
 	}
 	source := sourceFlags(c)
-	r.add(c)
+	r.add(c, "ca issue")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return atDesk(c.Context(), *source, true, func(d *desk) error { return d.issue(c, &r) })
 	}
@@ -47,8 +48,7 @@ func (d *desk) issue(c *cobra.Command, r *requestFlags) error {
 	}
 	cert, err := d.certify(c.Context(), message)
 	if err != nil {
-		r.discardKey()
-		return err
+		return r.failed(err, message.Csr)
 	}
 	return r.deliver(c, cert)
 }
@@ -94,6 +94,16 @@ func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *c
 	out, err := direct.Issue(ctx, signer.DirectRequest{Request: request, CSR: parsed.SHA256, RequestID: m.RequestId, Reuse: time.Hour})
 	if err != nil {
 		return nil, err
+	}
+	if out.Duplicate {
+		_, revocation, err := d.book.Certificate(ctx, out.Certificate.Serial)
+		if err != nil {
+			return nil, err
+		}
+		if revocation != nil {
+			return nil, &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "revoked",
+				Detail: fmt.Sprintf("the certificate of this request, %s, is revoked since %s; a new one needs a new request id", revocation.Serial, when(revocation.RevokedAt))}
+		}
 	}
 	return asMessage(out, issuer, m.RequestId), nil
 }

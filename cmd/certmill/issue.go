@@ -2,12 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strings"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/spf13/cobra"
@@ -24,13 +21,16 @@ type requestFlags struct {
 	// --force beside the key that it is to replace, so that a refusal destroys none.
 	keyMade                     string
 	names                       requestNames
-	lifetime                    time.Duration
+	lifetime                    lifetimeFlag
 	requestID                   string
 	owner, service, environment string
 	force                       bool
+	// command is what a person would repeat.
+	command string
 }
 
-func (r *requestFlags) add(c *cobra.Command) {
+func (r *requestFlags) add(c *cobra.Command, command string) {
+	r.command = command
 	f := c.Flags()
 	f.StringVar(&r.profile, "profile", "", "certificate profile (default: the gateway's)")
 	f.StringVar(&r.csrFile, "csr", "", "bring a CSR, PEM or DER; - is standard input (default: make key and CSR)")
@@ -42,7 +42,7 @@ func (r *requestFlags) add(c *cobra.Command) {
 	f.StringVar(&r.keyType, "key-type", "ecdsa-p256", "ecdsa-p256, ecdsa-p384, rsa-2048, rsa-3072, rsa-4096 or ed25519")
 	f.StringVar(&r.keyOut, "key-out", "", "file for the new private key (default: <first name>.key)")
 	f.StringVar(&r.out, "out", "", "file for the certificate and its chain; - is standard output (default: <first name>.pem)")
-	f.DurationVar(&r.lifetime, "lifetime", 0, "how long the certificate is to live (default: the profile's)")
+	f.Var(&r.lifetime, "lifetime", "how long the certificate is to live, for example 30d or 12h (default: the profile's)")
 	f.StringVar(&r.requestID, "request-id", "", "idempotency key: the same key gets the same certificate (default: a new one)")
 	f.StringVar(&r.owner, "owner", "", "who answers for the certificate")
 	f.StringVar(&r.service, "service", "", "the workload that holds it")
@@ -67,7 +67,7 @@ func issueCommand() *cobra.Command {
 			return withGateway(c, func(ctx context.Context, g *client.Client) error { return issue(ctx, c, g, &r) })
 		},
 	}
-	r.add(c)
+	r.add(c, "issue")
 	addContextFlags(c)
 	return c
 }
@@ -83,8 +83,7 @@ func issue(ctx context.Context, c *cobra.Command, g *client.Client, r *requestFl
 		return err
 	})
 	if err != nil {
-		r.discardKey()
-		return err
+		return r.failed(err, request.Csr)
 	}
 	return r.deliver(c, response.GetCertificate())
 }
@@ -99,11 +98,14 @@ func (r *requestFlags) request(c *cobra.Command) (*certmillv1.IssueRequest, erro
 		Profile: r.profile, RequestId: r.requestID,
 		Metadata: &certmillv1.Metadata{Owner: r.owner, Service: r.service, Environment: r.environment},
 	}
-	if r.lifetime != 0 {
-		request.Lifetime = durationpb.New(r.lifetime)
+	if r.lifetime.Duration != 0 {
+		request.Lifetime = durationpb.New(r.lifetime.D())
 	}
 	var err error
 	if r.csrFile != "" {
+		if err := r.checkOut(); err != nil {
+			return nil, err
+		}
 		request.Csr, err = readInput(c, r.csrFile)
 		return request, err
 	}
@@ -116,10 +118,10 @@ func (r *requestFlags) request(c *cobra.Command) (*certmillv1.IssueRequest, erro
 	}
 	if r.out == "" {
 		r.out = base + ".pem"
-		// Asked before the key is made, so that nothing is left lying about.
-		if _, err := os.Stat(r.out); err == nil && !r.force {
-			return nil, usage("%s exists: give --out, or --force to overwrite it", r.out)
-		}
+	}
+	// Asked before the key is made, so that nothing is left lying about.
+	if err := r.checkOut(); err != nil {
+		return nil, err
 	}
 	key, csr, err := r.names.newKeyAndCSR(r.keyType)
 	if err != nil {
@@ -131,13 +133,6 @@ func (r *requestFlags) request(c *cobra.Command) (*certmillv1.IssueRequest, erro
 		r.keyMade += ".new"
 	}
 	return request, r.writeFile(r.keyMade, key, 0o600)
-}
-
-// discardKey removes a key that got no certificate, so that the command can be repeated.
-func (r *requestFlags) discardKey() {
-	if r.keyMade != "" {
-		_ = os.Remove(r.keyMade)
-	}
 }
 
 // keepKey puts the new key into its place.
@@ -168,23 +163,6 @@ func (r *requestFlags) deliver(c *cobra.Command, cert *certmillv1.Certificate) e
 		certificateText(w, cert)
 		w.line("written to    %s", strings.Join(nonEmpty(r.out, r.keyOut), ", "))
 	})
-}
-
-// writeFile creates a file; it overwrites one only with --force.
-func (r *requestFlags) writeFile(path string, data []byte, mode os.FileMode) error {
-	flags := os.O_WRONLY | os.O_CREATE | os.O_EXCL
-	if r.force {
-		flags = os.O_WRONLY | os.O_CREATE | os.O_TRUNC
-	}
-	f, err := os.OpenFile(path, flags, mode)
-	if errors.Is(err, fs.ErrExist) {
-		return usage("%s exists: choose another file, or --force to overwrite it", path)
-	}
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Close())
 }
 
 func nonEmpty(words ...string) []string {

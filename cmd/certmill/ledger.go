@@ -90,6 +90,15 @@ type epochReport struct {
 	Final      bool      `json:"final"`
 }
 
+// issuerState says what an issuer is for. A root issues by ceremony alone, and was never
+// active.
+func issuerState(i ledger.Issuer) string {
+	if len(i.Chain) == 0 {
+		return "trust anchor"
+	}
+	return i.State
+}
+
 func ledgerStatus(c *cobra.Command, cfg roles.LedgerConfig) error {
 	report, err := readLedger(c.Context(), cfg)
 	if err != nil {
@@ -145,7 +154,7 @@ func readLedger(ctx context.Context, cfg roles.LedgerConfig) (ledgerReport, erro
 		return report, err
 	}
 	for _, i := range issuers {
-		report.Issuers = append(report.Issuers, issuerReport{i.ID, i.Name, i.State, i.KeyURI})
+		report.Issuers = append(report.Issuers, issuerReport{i.ID, i.Name, issuerState(i), i.KeyURI})
 	}
 	epochs, err := book.Epochs(ctx)
 	for _, e := range epochs {

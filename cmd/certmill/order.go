@@ -35,8 +35,7 @@ func orderSubmitCommand() *cobra.Command {
 					return err
 				})
 				if err != nil {
-					r.discardKey()
-					return err
+					return r.failed(err, request.Csr)
 				}
 				if err := r.keepKey(); err != nil {
 					return err
@@ -48,7 +47,7 @@ func orderSubmitCommand() *cobra.Command {
 			})
 		},
 	}
-	r.add(c)
+	r.add(c, "order submit")
 	// The certificate comes with `order get`.
 	_ = c.Flags().MarkHidden("out")
 	addContextFlags(c)

@@ -66,7 +66,7 @@ func (p printer) failure(err error) {
 	}
 	// What a gateway answered stands for itself. Anything else is told with all that
 	// wraps it: on the command line there is no log to look the cause up in.
-	text, answered := err.Error(), known && err == error(e) && e.Cause == nil
+	text, answered := err.Error(), known && (err == error(e) || isLost(err, e)) && e.Cause == nil
 	if answered {
 		text = e.Detail
 	}
@@ -84,13 +84,35 @@ func (p printer) failure(err error) {
 		text += " (rule " + e.Rule + ")"
 	}
 	fmt.Fprintln(p.err, "certmill:", text)
-	if next := advice(e); answered && next != "" {
+	var lost *lostAnswer
+	switch next := advice(e); {
+	case errors.As(err, &lost):
+		fmt.Fprintln(p.err, lost.advice())
+	case answered && next != "":
 		fmt.Fprintln(p.err, next)
 	}
 }
 
-// advice says what to do about a kind of failure.
+// isLost reports whether err is a lost answer whose cause is what a gateway answered.
+func isLost(err error, e *problem.Error) bool {
+	var lost *lostAnswer
+	return errors.As(err, &lost) && lost.cause == error(e)
+}
+
+// advice says what to do about a failure.
 func advice(e *problem.Error) string {
+	switch e.Rule {
+	case "token", "token_unknown", "token_used", "token_expired":
+		return "→ ask an operator for a new token (`certmill token create`); one that is used up or expired does not come back"
+	case "token_names", "token_profile", "token_owner":
+		if e.Kind == problem.Denied {
+			return "→ the token is good and not for this; an operator sees what it is for with `certmill token list`"
+		}
+	case "expired", "revoked", "unknown_certificate":
+		if e.Kind == problem.Unauthenticated {
+			return "→ the certificate or token that you showed is no good any more: get a new one, by an enrollment token (--token-file) where there is no other way"
+		}
+	}
 	switch e.Kind {
 	case problem.Unauthenticated:
 		return "→ give a client certificate (--cert, --key) or a token (--token-file) that the gateway trusts"

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -21,14 +20,14 @@ func tokenCommand() *cobra.Command {
 
 func tokenCreateCommand() *cobra.Command {
 	request := &certmillv1.CreateEnrollmentTokenRequest{}
-	var lifetime time.Duration
+	var lifetime lifetimeFlag
 	c := &cobra.Command{
 		Use: "create", Short: "Make a token; its secret is shown once",
 		Example: `  certmill token create --profile server --name '*.web.test' --uses 10 --lifetime 24h`,
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			if lifetime > 0 {
-				request.Lifetime = durationpb.New(lifetime)
+			if lifetime.Duration != 0 {
+				request.Lifetime = durationpb.New(lifetime.D())
 			}
 			return withGateway(c, func(ctx context.Context, g *client.Client) error {
 				// Not repeated: a second try might make a second token.
@@ -48,7 +47,7 @@ func tokenCreateCommand() *cobra.Command {
 	f.StringVar(&request.Profile, "profile", "", "the only profile that it may use")
 	f.StringSliceVar(&request.Names, "name", nil, `a name that it may ask for, "*.web.test" for one label; may be repeated`)
 	f.Int32Var(&request.Uses, "uses", 1, "how many certificates it may obtain")
-	f.DurationVar(&lifetime, "lifetime", 0, "how long it lives (default 1h, at most 30 days)")
+	f.Var(&lifetime, "lifetime", "how long it lives (default 1h, at most 30 days)")
 	f.StringVar(&request.Owner, "owner", "", "goes into the metadata of what it obtains")
 	_ = c.MarkFlagRequired("profile")
 	_ = c.MarkFlagRequired("name")

@@ -34,13 +34,19 @@ type settings map[string]any
 // change a key.
 func (d *dev) writeSettings(context.Context) error {
 	for _, p := range []struct {
-		name      string
-		preferred int
-		to        *string
-	}{{"gateway", 8443, &d.ports.gateway}, {"gateway-grpc", 8444, &d.ports.grpc}, {"ocsp", 8080, &d.ports.ocsp}} {
+		name, shown string
+		preferred   int
+		to          *string
+	}{
+		{"gateway", "the REST API", 8443, &d.ports.gateway}, {"gateway-grpc", "the gRPC API", 8444, &d.ports.grpc},
+		{"ocsp", "the OCSP responder", 8080, &d.ports.ocsp},
+	} {
 		var err error
 		if *p.to, err = d.address(p.name, p.preferred); err != nil {
 			return err
+		}
+		if port(*p.to) != strconv.Itoa(p.preferred) {
+			d.say("NOTE: port %d is taken, so %s listens on %s; it stays there at later starts (ports.json)", p.preferred, p.shown, *p.to)
 		}
 	}
 	if _, _, err := d.dir.SecretFrom("queue.key", newQueueKey); err != nil {
