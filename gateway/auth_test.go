@@ -477,10 +477,10 @@ func TestRoles(t *testing.T) {
 	}
 	again := calls["revoke"]
 	again.token, again.body = alice, []byte(`{"reason":"REVOCATION_REASON_KEY_COMPROMISE"}`)
-	w.do(t, again).ok(t, 200)
+	w.do(t, again).expect(t, 409, "reason", "revocation_final")
 	w.do(t, httpCall{method: http.MethodGet, path: "/v1/certificates/" + serial, token: alice}).ok(t, 200).decode(t, &second)
 	if second.Revocation.Reason != first.Revocation.Reason || !second.Revocation.RevokedAt.AsTime().Equal(first.Revocation.RevokedAt.AsTime()) {
-		t.Error("a repetition changed the revocation")
+		t.Error("another reason changed the revocation")
 	}
 	chain := parseChain(t, w.do(t, httpCall{method: http.MethodGet, path: "/v1/certificates/" + serial, token: alice, header: http.Header{"Accept": {typeChain}}}).ok(t, 200).body)
 	if len(chain) != 2 {
