@@ -82,7 +82,7 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 	}
 	if result.Duplicate {
 		if err := s.refuseRevoked(ctx, result); err != nil {
-			return nil, err
+			return nil, priority, err
 		}
 	}
 	i, err := s.issuers.get(ctx, result.IssuerId)
