@@ -1,12 +1,14 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -31,6 +33,13 @@ type PostgreSQLOptions struct {
 	// Throwaway is for tests: no fsync, no password, shutdown at once. A crash of the
 	// machine loses the data.
 	Throwaway bool
+	// Host is the address to listen on; "" means 127.0.0.1. Who asks from elsewhere
+	// needs the password too.
+	Host string
+	// Namespace is the file of a network namespace to run in (Linux).
+	Namespace string
+	// Settings are further settings of the server, "name=value".
+	Settings []string
 }
 
 // PostgreSQL is a running server whose superuser is "certmill".
@@ -40,6 +49,8 @@ type PostgreSQL struct {
 	password  string
 	passFile  string
 	throwaway bool
+	host      string
+	settings  []string
 }
 
 // StartPostgreSQL starts PostgreSQL on the directory's data and returns when it
@@ -58,7 +69,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
-	p := &PostgreSQL{throwaway: o.Throwaway}
+	p := &PostgreSQL{throwaway: o.Throwaway, host: cmp.Or(o.Host, "127.0.0.1"), settings: o.Settings}
 	if !o.Throwaway {
 		if p.passFile, p.password, err = d.Secret("postgresql.password"); err != nil {
 			return nil, err
@@ -87,7 +98,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		onDeath = syscall.SIGQUIT
 	}
 	d.Release("postgresql")
-	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred})
+	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred, Namespace: o.Namespace})
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +110,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 
 func (p *PostgreSQL) arguments(data string) []string {
 	set := []string{
-		"listen_addresses=127.0.0.1", "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
+		"listen_addresses=" + p.host, "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
 		"max_connections=200", "shared_buffers=256MB", "max_wal_size=4GB",
 		// Random keys touch a fresh page with most rows: full-page images are most of
 		// the WAL, and compressing them is what keeps big tables fast.
@@ -109,7 +120,7 @@ func (p *PostgreSQL) arguments(data string) []string {
 		set = append(set, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB")
 	}
 	args := []string{"-D", data}
-	for _, s := range set {
+	for _, s := range append(set, p.settings...) {
 		args = append(args, "-c", s)
 	}
 	return args
@@ -148,10 +159,25 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
 	}
+	if p.host != "127.0.0.1" {
+		if err := admit(filepath.Join(fresh, "pg_hba.conf")); err != nil {
+			return err
+		}
+	}
 	if err := os.Remove(data); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.Rename(fresh, data)
+}
+
+// admit lets who has the password in from everywhere.
+func admit(hba string) error {
+	f, err := os.OpenFile(hba, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("host all all all scram-sha-256\n")
+	return errors.Join(err, f.Close())
 }
 
 // waitForPredecessor waits for a server of an earlier start that is still shutting down.
@@ -204,7 +230,7 @@ func (p *PostgreSQL) connect(ctx context.Context, database string) (*pgx.Conn, e
 // URL returns the connection string of a database, without a password.
 func (p *PostgreSQL) URL(database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.User(postgresUser), Host: "127.0.0.1:" + strconv.Itoa(p.port),
+		Scheme: "postgres", User: url.User(postgresUser), Host: net.JoinHostPort(p.host, strconv.Itoa(p.port)),
 		Path: "/" + database, RawQuery: "sslmode=disable",
 	}
 	return u.String()
