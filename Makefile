@@ -13,7 +13,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp chaos fuzz clean
+.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -71,9 +71,6 @@ bench-mesh: deps build ## a mesh of 20,000 agents restarts: is everybody served,
 
 bench-ocsp: deps ## the OCSP responder beside a bare net/http handler, and Redis memory, at a million certificates
 	$(GO) run ./ocsp/ocspbench
-
-chaos: deps build ## break the service on purpose for three minutes and judge what it kept; SEED=… repeats a run
-	$(BIN) chaos $(if $(SEED),--seed $(SEED))
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -28,6 +28,9 @@ if [ "${1:-}" = test ]; then
 	need nginx nginx-light
 	need haproxy haproxy
 	need pki strongswan-pki
+	need chromium chromium
+	need prometheus prometheus
+	need promtool prometheus
 	compgen -G "/usr/lib/*/libsoftokn3.so" >/dev/null || missing+=(libnss3)
 	# What lets strongSwan's pki fetch CRLs over HTTP.
 	compgen -G "/usr/lib/ipsec/plugins/libstrongswan-curl.so" >/dev/null ||

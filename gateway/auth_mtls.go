@@ -128,8 +128,13 @@ func (a *mtlsAuth) checkOwn(ctx context.Context, leaf *x509.Certificate) (serial
 	if err != nil {
 		return n, unauthenticated("unknown_certificate", "the client certificate names our issuer and is not in the ledger")
 	}
+	return n, a.notRevoked(ctx, n)
+}
+
+// notRevoked refuses a certificate that is revoked or not in the ledger.
+func (a *mtlsAuth) notRevoked(ctx context.Context, n serial.Number) error {
 	if until, ok := a.good.get(n); ok && a.now().Before(until) {
-		return n, nil
+		return nil
 	}
 	// The look-up is shared, so it must not end with the one caller who started it.
 	done := a.flight.DoChan(string(n[:]), func() (any, error) {
@@ -139,9 +144,9 @@ func (a *mtlsAuth) checkOwn(ctx context.Context, leaf *x509.Certificate) (serial
 	})
 	select {
 	case r := <-done:
-		return n, r.Err
+		return r.Err
 	case <-ctx.Done():
-		return n, ctx.Err()
+		return ctx.Err()
 	}
 }
 

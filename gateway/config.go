@@ -54,6 +54,8 @@ type Config struct {
 	Limits Limits `yaml:"limits"`
 	// Orders is about asynchronous issue.
 	Orders Orders `yaml:"orders"`
+	// Console is the web page for operators.
+	Console ConsoleConfig `yaml:"console"`
 	// NATS is the broker between gateways and signers.
 	NATS config.NATS `yaml:"nats"`
 	// Ledger is the database.
@@ -173,6 +175,7 @@ func DefaultConfig() Config {
 			SweepInterval: 5 * time.Second, StaleAfter: 30 * time.Second, SweepBatch: 100,
 			MaxAge: 24 * time.Hour, MaxWaiting: 1000,
 		},
+		Console:   ConsoleConfig{Session: 4 * time.Hour},
 		NATS:      config.DefaultNATS(),
 		Ledger:    config.Ledger{MaxConnections: 4},
 		Telemetry: config.DefaultTelemetry(),
@@ -209,6 +212,7 @@ func (c Config) Validate() error {
 	}
 	c.Limits.validate(&e)
 	c.Orders.validate(&e)
+	c.Console.validate(&e)
 	return errors.Join(e...)
 }
 
@@ -272,6 +276,12 @@ func (e *keyErrors) require(ok bool, key, what string) {
 
 func (e *keyErrors) between(key string, d, lo, hi time.Duration) {
 	e.require(d >= lo && d <= hi, key, fmt.Sprintf("must be %s to %s", lo, hi))
+}
+
+// httpsOrigin reports whether s is https://host or https://host:port.
+func httpsOrigin(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "https" && u.Host != "" && s == "https://"+u.Host
 }
 
 func (e *keyErrors) address(key, value string) {

@@ -82,6 +82,8 @@ type TokenStore interface {
 type AuditTrail interface {
 	// Audit returns entries after a sequence number, in its order.
 	Audit(ctx context.Context, after int64, limit int) ([]ledger.AuditEntry, error)
+	// AuditOf returns the last entries about one subject, the newest first.
+	AuditOf(ctx context.Context, subject string, limit int) ([]ledger.AuditEntry, error)
 }
 
 // IssuerSource knows the issuers.
@@ -129,6 +131,8 @@ type Deps struct {
 	// Roles and Queue are what a status is made of beside the ledger; each may be nil.
 	Roles RoleSource
 	Queue QueueSource
+	// Seals makes what the console gives out; nil where there is no console.
+	Seals Sealer
 	// Log, Registry, Tracer and Now may be nil.
 	Log      *slog.Logger
 	Registry prometheus.Registerer

@@ -32,11 +32,13 @@ type Gateway struct {
 	observer *observer
 	tls      *tlsFiles
 	reporter *presence.Reporter
+	console  *console // nil where it is off
 
-	listening chan struct{} // closed when both listeners are open
-	https     *boundedListener
-	grpc      *boundedListener // nil where gRPC is off
-	stopping  atomic.Bool
+	listening       chan struct{} // closed when both listeners are open
+	https           *boundedListener
+	grpc            *boundedListener // nil where gRPC is off
+	stopping        atomic.Bool
+	consoleListener net.Listener // nil where it is off
 }
 
 // New makes a Gateway. It reads no file and listens nowhere; Run does.
@@ -78,6 +80,16 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 		},
 	}
 	g.observer = &observer{log: deps.Log, tracer: deps.Tracer, metrics: newMetrics(deps.Registry, g.service, g.openListeners)}
+	if cfg.Console.Listen != "" {
+		if deps.Seals == nil {
+			return nil, errors.New("gateway: a console without keys to seal its sessions")
+		}
+		g.service.tickets = newTicketOffice(deps.Seals, deps.Now)
+		var err error
+		if g.console, err = newConsole(g.service, g.auth, g.observer, g.service.tickets, deps.Log); err != nil {
+			return nil, err
+		}
+	}
 	return g, nil
 }
 
@@ -184,6 +196,16 @@ func (g *Gateway) listen(ctx context.Context) error {
 		}
 		g.grpc = newBoundedListener(grpc, l.MaxConnections, l.MaxConnectionsPerAddress)
 	}
+	if g.console != nil {
+		if g.consoleListener, err = config.Listen(ctx, "tcp", g.cfg.Console.Listen); err != nil {
+			_ = https.Close()
+			if g.grpc != nil {
+				_ = g.grpc.Close()
+			}
+			return fmt.Errorf("console.listen: %w", err)
+		}
+		g.service.consoleURL = g.cfg.Console.url(g.consoleListener.Addr().String())
+	}
 	close(g.listening)
 	return nil
 }
@@ -214,6 +236,9 @@ func (g *Gateway) serve(ctx context.Context) error {
 			}
 			return nil
 		})
+	}
+	if g.console != nil {
+		servers.Go(func() error { return g.serveConsole(failed) })
 	}
 	g.deps.Log.Info("gateway serves", "https", g.https.Addr().String(), "grpc", g.cfg.GRPCListen)
 

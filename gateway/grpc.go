@@ -52,6 +52,7 @@ var methods = map[string]method{
 	// It takes no place in flight: operators must see a service that is full.
 	certmillv1.Operations_GetStatus_FullMethodName:                     {route: routeStatus, unbounded: true},
 	istioauth.IstioCertificateService_CreateCertificate_FullMethodName: {route: routeMesh},
+	certmillv1.Operations_OpenConsole_FullMethodName:                   {route: routeOpenConsole, unbounded: true},
 }
 
 // grpcAPI guards the gRPC server: the same walk as httpAPI's, as interceptors.

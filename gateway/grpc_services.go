@@ -200,3 +200,7 @@ func (o *operationsServer) EndEarlyRenewal(ctx context.Context, in *certmillv1.E
 func (o *operationsServer) GetStatus(ctx context.Context, _ *certmillv1.GetStatusRequest) (*certmillv1.ServiceStatus, error) {
 	return o.service.getStatus(ctx, exchangeOf(ctx).caller)
 }
+
+func (o *operationsServer) OpenConsole(ctx context.Context, _ *certmillv1.OpenConsoleRequest) (*certmillv1.OpenConsoleResponse, error) {
+	return o.service.openConsole(ctx, exchangeOf(ctx).caller)
+}

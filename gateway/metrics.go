@@ -33,6 +33,8 @@ const (
 	routeListEarlyRenewals
 	routeEndEarlyRenewal
 	routeStatus
+	routeOpenConsole
+	routeConsole
 	routeOpenAPI
 	routeHealth
 	routeReady
@@ -43,7 +45,7 @@ const (
 var routeNames = [routes]string{
 	"issue", "issue_batch", "issue_stream", "issue_stream_item", "mesh_issue", "submit", "get_order", "revoke",
 	"get_certificate", "list_certificates", "renewal_info", "trust_bundle", "spiffe_bundle", "create_token", "list_tokens", "delete_token",
-	"audit", "renew_early", "list_early_renewals", "end_early_renewal", "status", "openapi", "healthz", "readyz", "unknown",
+	"audit", "renew_early", "list_early_renewals", "end_early_renewal", "status", "open_console", "console", "openapi", "healthz", "readyz", "unknown",
 }
 
 func (r route) String() string { return routeNames[r] }

@@ -38,6 +38,9 @@ type service struct {
 	admission *admission
 	log       *slog.Logger
 	now       func() time.Time
+	tickets   *ticketOffice // nil where there is no console
+	// consoleURL is where browsers find the console; set before the first request.
+	consoleURL string
 }
 
 // revoke ends a certificate for good. The ledger has it, with its audit entry, before

@@ -20,6 +20,8 @@ type LedgerHealth interface {
 	Ping(ctx context.Context) error
 	// CRLs returns the last CRL of every distribution point.
 	CRLs(ctx context.Context) ([]ledger.CRL, error)
+	// Expiring counts what expires soon by owner; whole is false where there is more.
+	Expiring(ctx context.Context) (owners []ledger.Expiring, whole bool, err error)
 }
 
 const (

@@ -75,6 +75,16 @@ func auditHash(prev [sha256.Size]byte, e AuditEntry) [sha256.Size]byte {
 
 // Audit returns up to limit rows after a sequence, in order. Start with 0.
 func (l *Ledger) Audit(ctx context.Context, after int64, limit int) ([]AuditEntry, error) {
+	return l.auditRows(ctx, `SELECT seq, recorded_at, actor, action, subject, detail, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
+}
+
+// AuditOf returns the last limit rows about one subject, for example a serial, the
+// newest first.
+func (l *Ledger) AuditOf(ctx context.Context, subject string, limit int) ([]AuditEntry, error) {
+	return l.auditRows(ctx, `SELECT seq, recorded_at, actor, action, subject, detail, hash FROM audit WHERE subject = $1 ORDER BY seq DESC LIMIT $2`, subject, limit)
+}
+
+func (l *Ledger) auditRows(ctx context.Context, sql string, args ...any) ([]AuditEntry, error) {
 	var out []AuditEntry
 	err := l.query(ctx, func() { out = nil }, func(rows pgx.Rows) error {
 		var e AuditEntry
@@ -84,6 +94,6 @@ func (l *Ledger) Audit(ctx context.Context, after int64, limit int) ([]AuditEntr
 		copy(e.Hash[:], hash)
 		out = append(out, e)
 		return err
-	}, `SELECT seq, recorded_at, actor, action, subject, detail, hash FROM audit WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
+	}, sql, args...)
 	return out, err
 }

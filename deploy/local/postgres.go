@@ -1,14 +1,12 @@
 package local
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -33,13 +31,6 @@ type PostgreSQLOptions struct {
 	// Throwaway is for tests: no fsync, no password, shutdown at once. A crash of the
 	// machine loses the data.
 	Throwaway bool
-	// Host is the address to listen on; "" means 127.0.0.1. Who asks from elsewhere
-	// needs the password too.
-	Host string
-	// Namespace is the file of a network namespace to run in (Linux).
-	Namespace string
-	// Settings are further settings of the server, "name=value".
-	Settings []string
 }
 
 // PostgreSQL is a running server whose superuser is "certmill".
@@ -49,8 +40,6 @@ type PostgreSQL struct {
 	password  string
 	passFile  string
 	throwaway bool
-	host      string
-	settings  []string
 }
 
 // StartPostgreSQL starts PostgreSQL on the directory's data and returns when it
@@ -69,7 +58,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
-	p := &PostgreSQL{throwaway: o.Throwaway, host: cmp.Or(o.Host, "127.0.0.1"), settings: o.Settings}
+	p := &PostgreSQL{throwaway: o.Throwaway}
 	if !o.Throwaway {
 		if p.passFile, p.password, err = d.Secret("postgresql.password"); err != nil {
 			return nil, err
@@ -98,7 +87,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		onDeath = syscall.SIGQUIT
 	}
 	d.Release("postgresql")
-	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred, Namespace: o.Namespace})
+	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred})
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +99,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 
 func (p *PostgreSQL) arguments(data string) []string {
 	set := []string{
-		"listen_addresses=" + p.host, "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
+		"listen_addresses=127.0.0.1", "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
 		"max_connections=200", "shared_buffers=256MB", "max_wal_size=4GB",
 		// Random keys touch a fresh page with most rows: full-page images are most of
 		// the WAL, and compressing them is what keeps big tables fast.
@@ -120,7 +109,7 @@ func (p *PostgreSQL) arguments(data string) []string {
 		set = append(set, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB")
 	}
 	args := []string{"-D", data}
-	for _, s := range append(set, p.settings...) {
+	for _, s := range set {
 		args = append(args, "-c", s)
 	}
 	return args
@@ -159,25 +148,10 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
 	}
-	if p.host != "127.0.0.1" {
-		if err := admit(filepath.Join(fresh, "pg_hba.conf")); err != nil {
-			return err
-		}
-	}
 	if err := os.Remove(data); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.Rename(fresh, data)
-}
-
-// admit lets who has the password in from everywhere.
-func admit(hba string) error {
-	f, err := os.OpenFile(hba, os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteString("host all all all scram-sha-256\n")
-	return errors.Join(err, f.Close())
 }
 
 // waitForPredecessor waits for a server of an earlier start that is still shutting down.
@@ -230,7 +204,7 @@ func (p *PostgreSQL) connect(ctx context.Context, database string) (*pgx.Conn, e
 // URL returns the connection string of a database, without a password.
 func (p *PostgreSQL) URL(database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.User(postgresUser), Host: net.JoinHostPort(p.host, strconv.Itoa(p.port)),
+		Scheme: "postgres", User: url.User(postgresUser), Host: "127.0.0.1:" + strconv.Itoa(p.port),
 		Path: "/" + database, RawQuery: "sslmode=disable",
 	}
 	return u.String()

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,11 +17,6 @@ import (
 type RedisOptions struct {
 	// Throwaway is for tests: no password, nothing on disk.
 	Throwaway bool
-	// Host is the address to listen on; "" means 127.0.0.1. A throw-away server has no
-	// password: keep it off networks.
-	Host string
-	// Namespace is the file of a network namespace to run in (Linux).
-	Namespace string
 }
 
 // Redis is a running server.
@@ -43,8 +37,7 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	host := cmp.Or(o.Host, "127.0.0.1")
-	r := &Redis{addr: net.JoinHostPort(host, strconv.Itoa(port))}
+	r := &Redis{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
 	data := d.Path("redis")
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return nil, err
@@ -52,7 +45,7 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 	// At its memory bound Redis refuses writes instead of forgetting answers: the
 	// presigner then says so, and nobody's `revoked` is evicted. Answers are hash values of
 	// up to 256 octets, which Redis then keeps in its compact form.
-	conf := fmt.Sprintf("bind %s\nport %d\ndir %q\nmaxmemory 1gb\nmaxmemory-policy noeviction\nappendonly no\nhash-max-listpack-value 256\n", host, port, data)
+	conf := fmt.Sprintf("bind 127.0.0.1\nport %d\ndir %q\nmaxmemory 1gb\nmaxmemory-policy noeviction\nappendonly no\nhash-max-listpack-value 256\n", port, data)
 	if o.Throwaway {
 		conf += "save \"\"\n"
 	} else {
@@ -69,7 +62,7 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 		return nil, err
 	}
 	d.Release("redis")
-	if r.proc, err = Start(Command{Name: "redis", Path: server, Args: []string{d.Path("redis.conf")}, Log: log, Namespace: o.Namespace}); err != nil {
+	if r.proc, err = Start(Command{Name: "redis", Path: server, Args: []string{d.Path("redis.conf")}, Log: log}); err != nil {
 		return nil, err
 	}
 	if err := r.waitReady(ctx); err != nil {

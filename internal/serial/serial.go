@@ -108,6 +108,10 @@ func Ranges(from, to time.Time) [][2]Bucket {
 	}
 }
 
+// Daily reports whether the bucket is one of short-lived certificates, which leave by
+// the day.
+func (b Bucket) Daily() bool { return b < monthBase }
+
 // First returns the smallest serial of the bucket, for key ranges.
 func (b Bucket) First() Number {
 	var n Number

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,11 +14,12 @@ import (
 )
 
 var readTests = map[string]func(*testing.T, *env){
-	"lists page by key through every filter":          lists,
-	"a filter that hardly passes gives bounded pages": sparseFilter,
-	"a token that is none is refused":                 badToken,
-	"statuses tell good from revoked from unknown":    statuses,
-	"a sweep visits every certificate with OCSP":      sweep,
+	"lists page by key through every filter":                    lists,
+	"a filter that hardly passes gives bounded pages":           sparseFilter,
+	"a token that is none is refused":                           badToken,
+	"statuses tell good from revoked from unknown":              statuses,
+	"what expires is counted by owner, and what nobody renewed": expires,
+	"a sweep visits every certificate with OCSP":                sweep,
 }
 
 // population commits n certificates of every class of lifetime.
@@ -181,5 +183,40 @@ func sweep(t *testing.T, e *env) {
 	}
 	if !slices.Equal(got, want) || revoked != 1 {
 		t.Errorf("swept %d, want %d; %d revoked", len(got), len(want), revoked)
+	}
+}
+
+func expires(t *testing.T, e *env) {
+	day := 24 * time.Hour
+	put := func(owner, name string, lifetime time.Duration) ledger.Entry {
+		x := e.entry(t, lifetime, name)
+		x.Owner = owner
+		commitOne(t, e.Ledger, x)
+		return x
+	}
+	// All of these were issued 19 days and 20 hours ago by the time they are counted.
+	const past = 19*24*time.Hour + 20*time.Hour
+	put("a", "dns:renewed.test", 20*day)
+	put("a", "dns:renewed.test", 60*day)
+	put("a", "dns:forgotten.test", 25*day)
+	put("b", "dns:month.test", 45*day)
+	put("b", "dns:later.test", 300*day)
+	put("", "dns:nobody.test", 20*day)
+	gone := put("c", "dns:gone.test", 20*day)
+	_, _, err := e.Revoke(t.Context(), ledger.Revocation{Serial: gone.Serial, RevokedBy: "test"})
+	noError(t, err)
+	e.clock.advance(past)
+	put("a", "dns:short.test", 5*time.Hour) // leaves by the day
+	owners, whole, err := e.Expiring(t.Context())
+	noError(t, err)
+	want := []ledger.Expiring{{Owner: "", Within1: 1, Within7: 1, Within30: 1}, {Owner: "a", Within1: 1, Within7: 2, Within30: 2}, {Owner: "b", Within30: 1}}
+	slices.SortFunc(owners, func(a, b ledger.Expiring) int { return strings.Compare(a.Owner, b.Owner) })
+	if !whole || !slices.Equal(owners, want) {
+		t.Errorf("got %+v, want %+v", owners, want)
+	}
+	seen, without, err := e.Successors(t.Context())
+	noError(t, err)
+	if seen != 3 || without != 2 {
+		t.Errorf("of %d certificates in their last week %d have no successor; want 2 of 3", seen, without)
 	}
 }

@@ -26,11 +26,12 @@ Try next, in another terminal:
   curl --cacert %s --cert %s --key %s --data-binary @my.csr 'https://localhost:%s/v1/certificates?profile=server'
   %s revoke web.test.pem --reason superseded
   %s status
+  %s console            # a link to the web page for operators
   kill -9 $(cat %s)     # a signer dies; nothing is lost, and it comes back
   %s loadtest --help`,
 		d.Dir, d.ports.gateway, d.ports.grpc, d.ports.ocsp, d.describeServers(), operators.String(),
 		d.shown, d.shown, d.path("root.pem"), d.path("operator.pem"), d.path("operator.key"), port(d.ports.gateway),
-		d.shown, d.shown, d.path("run", "signer-1.pid"), d.shown)
+		d.shown, d.shown, d.shown, d.path("run", "signer-1.pid"), d.shown)
 }
 
 func pad(s string, n int) string { return s + strings.Repeat(" ", max(1, n-len(s))) }

@@ -20,7 +20,7 @@ import (
 
 // ports are where things listen, on 127.0.0.1.
 type ports struct {
-	gateway, grpc, ocsp string // host:port
+	gateway, grpc, console, ocsp string // host:port
 }
 
 // shippedOCSP is the responder's address in the profiles that come with certmill.
@@ -39,7 +39,7 @@ func (d *dev) writeSettings(context.Context) error {
 		to          *string
 	}{
 		{"gateway", "the REST API", 8443, &d.ports.gateway}, {"gateway-grpc", "the gRPC API", 8444, &d.ports.grpc},
-		{"ocsp", "the OCSP responder", 8080, &d.ports.ocsp},
+		{"gateway-console", "the console", 8445, &d.ports.console}, {"ocsp", "the OCSP responder", 8080, &d.ports.ocsp},
 	} {
 		var err error
 		if *p.to, err = d.address(p.name, p.preferred); err != nil {
@@ -74,7 +74,7 @@ func (d *dev) writeSettings(context.Context) error {
 			return err
 		}
 	}
-	if err := d.role("gateway", []string{"gateway"}, d.gatewaySettings(), "gateway", "gateway-grpc"); err != nil {
+	if err := d.role("gateway", []string{"gateway"}, d.gatewaySettings(), "gateway", "gateway-grpc", "gateway-console"); err != nil {
 		return err
 	}
 	return d.write("cli.yaml", settings{
@@ -143,6 +143,7 @@ func (d *dev) presignerSettings() settings {
 func (d *dev) gatewaySettings() settings {
 	return settings{
 		"name": "gateway-1", "listen": d.ports.gateway, "grpc_listen": d.ports.grpc,
+		"console":      settings{"listen": d.ports.console},
 		"tls":          settings{"cert_file": d.dir.Path("gateway.pem"), "key_file": d.dir.Path("gateway.key")},
 		"operators":    []settings{{"match": "mtls:" + operatorURI(), "roles": []string{"admin"}}},
 		"profiles_dir": d.dir.Path("profiles"),

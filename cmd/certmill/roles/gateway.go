@@ -81,7 +81,7 @@ func runGateway(ctx context.Context, cfg GatewayConfig, tel *telemetry.Telemetry
 	}
 	roll := presence.NewRoll(time.Now)
 	g, err := gateway.New(cfg.Config, gateway.Deps{
-		Ledger: book, Signer: dispatcher, Announcer: gateway.NewEvents(conn), Roles: roll, Queue: dispatcher,
+		Ledger: book, Signer: dispatcher, Announcer: gateway.NewEvents(conn), Roles: roll, Queue: dispatcher, Seals: conn.Keys,
 		Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer,
 	})
 	if err != nil {

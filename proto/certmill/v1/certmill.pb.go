@@ -2712,7 +2712,7 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"\x0eGetCertificate\x12\".certmill.v1.GetCertificateRequest\x1a\x18.certmill.v1.Certificate\x12_\n" +
 	"\x10ListCertificates\x12$.certmill.v1.ListCertificatesRequest\x1a%.certmill.v1.ListCertificatesResponse\x12N\n" +
 	"\x0eGetRenewalInfo\x12\".certmill.v1.GetRenewalInfoRequest\x1a\x18.certmill.v1.RenewalInfo\x12N\n" +
-	"\x0eGetTrustBundle\x12\".certmill.v1.GetTrustBundleRequest\x1a\x18.certmill.v1.TrustBundle2\xf8\x05\n" +
+	"\x0eGetTrustBundle\x12\".certmill.v1.GetTrustBundleRequest\x1a\x18.certmill.v1.TrustBundle2\xca\x06\n" +
 	"\n" +
 	"Operations\x12n\n" +
 	"\x15CreateEnrollmentToken\x12).certmill.v1.CreateEnrollmentTokenRequest\x1a*.certmill.v1.CreateEnrollmentTokenResponse\x12k\n" +
@@ -2723,7 +2723,8 @@ const file_certmill_v1_certmill_proto_rawDesc = "" +
 	"RenewEarly\x12\x1e.certmill.v1.RenewEarlyRequest\x1a\x19.certmill.v1.EarlyRenewal\x12b\n" +
 	"\x11ListEarlyRenewals\x12%.certmill.v1.ListEarlyRenewalsRequest\x1a&.certmill.v1.ListEarlyRenewalsResponse\x12\\\n" +
 	"\x0fEndEarlyRenewal\x12#.certmill.v1.EndEarlyRenewalRequest\x1a$.certmill.v1.EndEarlyRenewalResponse\x12F\n" +
-	"\tGetStatus\x12\x1d.certmill.v1.GetStatusRequest\x1a\x1a.certmill.v1.ServiceStatusB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
+	"\tGetStatus\x12\x1d.certmill.v1.GetStatusRequest\x1a\x1a.certmill.v1.ServiceStatus\x12P\n" +
+	"\vOpenConsole\x12\x1f.certmill.v1.OpenConsoleRequest\x1a .certmill.v1.OpenConsoleResponseB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
 
 var (
 	file_certmill_v1_certmill_proto_rawDescOnce sync.Once
@@ -2781,7 +2782,9 @@ var file_certmill_v1_certmill_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),           // 38: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil),         // 39: google.protobuf.Timestamp
 	(*GetStatusRequest)(nil),              // 40: certmill.v1.GetStatusRequest
-	(*ServiceStatus)(nil),                 // 41: certmill.v1.ServiceStatus
+	(*OpenConsoleRequest)(nil),            // 41: certmill.v1.OpenConsoleRequest
+	(*ServiceStatus)(nil),                 // 42: certmill.v1.ServiceStatus
+	(*OpenConsoleResponse)(nil),           // 43: certmill.v1.OpenConsoleResponse
 }
 var file_certmill_v1_certmill_proto_depIdxs = []int32{
 	38, // 0: certmill.v1.IssueRequest.lifetime:type_name -> google.protobuf.Duration
@@ -2841,26 +2844,28 @@ var file_certmill_v1_certmill_proto_depIdxs = []int32{
 	34, // 54: certmill.v1.Operations.ListEarlyRenewals:input_type -> certmill.v1.ListEarlyRenewalsRequest
 	36, // 55: certmill.v1.Operations.EndEarlyRenewal:input_type -> certmill.v1.EndEarlyRenewalRequest
 	40, // 56: certmill.v1.Operations.GetStatus:input_type -> certmill.v1.GetStatusRequest
-	4,  // 57: certmill.v1.CertificateAuthority.Issue:output_type -> certmill.v1.IssueResponse
-	6,  // 58: certmill.v1.CertificateAuthority.IssueBatch:output_type -> certmill.v1.IssueBatchResponse
-	7,  // 59: certmill.v1.CertificateAuthority.IssueStream:output_type -> certmill.v1.IssueResult
-	11, // 60: certmill.v1.CertificateAuthority.Submit:output_type -> certmill.v1.Order
-	11, // 61: certmill.v1.CertificateAuthority.GetOrder:output_type -> certmill.v1.Order
-	14, // 62: certmill.v1.CertificateAuthority.Revoke:output_type -> certmill.v1.Revocation
-	9,  // 63: certmill.v1.CertificateAuthority.GetCertificate:output_type -> certmill.v1.Certificate
-	17, // 64: certmill.v1.CertificateAuthority.ListCertificates:output_type -> certmill.v1.ListCertificatesResponse
-	19, // 65: certmill.v1.CertificateAuthority.GetRenewalInfo:output_type -> certmill.v1.RenewalInfo
-	21, // 66: certmill.v1.CertificateAuthority.GetTrustBundle:output_type -> certmill.v1.TrustBundle
-	23, // 67: certmill.v1.Operations.CreateEnrollmentToken:output_type -> certmill.v1.CreateEnrollmentTokenResponse
-	26, // 68: certmill.v1.Operations.ListEnrollmentTokens:output_type -> certmill.v1.ListEnrollmentTokensResponse
-	28, // 69: certmill.v1.Operations.DeleteEnrollmentToken:output_type -> certmill.v1.DeleteEnrollmentTokenResponse
-	31, // 70: certmill.v1.Operations.ListAudit:output_type -> certmill.v1.ListAuditResponse
-	33, // 71: certmill.v1.Operations.RenewEarly:output_type -> certmill.v1.EarlyRenewal
-	35, // 72: certmill.v1.Operations.ListEarlyRenewals:output_type -> certmill.v1.ListEarlyRenewalsResponse
-	37, // 73: certmill.v1.Operations.EndEarlyRenewal:output_type -> certmill.v1.EndEarlyRenewalResponse
-	41, // 74: certmill.v1.Operations.GetStatus:output_type -> certmill.v1.ServiceStatus
-	57, // [57:75] is the sub-list for method output_type
-	39, // [39:57] is the sub-list for method input_type
+	41, // 57: certmill.v1.Operations.OpenConsole:input_type -> certmill.v1.OpenConsoleRequest
+	4,  // 58: certmill.v1.CertificateAuthority.Issue:output_type -> certmill.v1.IssueResponse
+	6,  // 59: certmill.v1.CertificateAuthority.IssueBatch:output_type -> certmill.v1.IssueBatchResponse
+	7,  // 60: certmill.v1.CertificateAuthority.IssueStream:output_type -> certmill.v1.IssueResult
+	11, // 61: certmill.v1.CertificateAuthority.Submit:output_type -> certmill.v1.Order
+	11, // 62: certmill.v1.CertificateAuthority.GetOrder:output_type -> certmill.v1.Order
+	14, // 63: certmill.v1.CertificateAuthority.Revoke:output_type -> certmill.v1.Revocation
+	9,  // 64: certmill.v1.CertificateAuthority.GetCertificate:output_type -> certmill.v1.Certificate
+	17, // 65: certmill.v1.CertificateAuthority.ListCertificates:output_type -> certmill.v1.ListCertificatesResponse
+	19, // 66: certmill.v1.CertificateAuthority.GetRenewalInfo:output_type -> certmill.v1.RenewalInfo
+	21, // 67: certmill.v1.CertificateAuthority.GetTrustBundle:output_type -> certmill.v1.TrustBundle
+	23, // 68: certmill.v1.Operations.CreateEnrollmentToken:output_type -> certmill.v1.CreateEnrollmentTokenResponse
+	26, // 69: certmill.v1.Operations.ListEnrollmentTokens:output_type -> certmill.v1.ListEnrollmentTokensResponse
+	28, // 70: certmill.v1.Operations.DeleteEnrollmentToken:output_type -> certmill.v1.DeleteEnrollmentTokenResponse
+	31, // 71: certmill.v1.Operations.ListAudit:output_type -> certmill.v1.ListAuditResponse
+	33, // 72: certmill.v1.Operations.RenewEarly:output_type -> certmill.v1.EarlyRenewal
+	35, // 73: certmill.v1.Operations.ListEarlyRenewals:output_type -> certmill.v1.ListEarlyRenewalsResponse
+	37, // 74: certmill.v1.Operations.EndEarlyRenewal:output_type -> certmill.v1.EndEarlyRenewalResponse
+	42, // 75: certmill.v1.Operations.GetStatus:output_type -> certmill.v1.ServiceStatus
+	43, // 76: certmill.v1.Operations.OpenConsole:output_type -> certmill.v1.OpenConsoleResponse
+	58, // [58:77] is the sub-list for method output_type
+	39, // [39:58] is the sub-list for method input_type
 	39, // [39:39] is the sub-list for extension type_name
 	39, // [39:39] is the sub-list for extension extendee
 	0,  // [0:39] is the sub-list for field type_name

@@ -507,6 +507,7 @@ const (
 	Operations_ListEarlyRenewals_FullMethodName     = "/certmill.v1.Operations/ListEarlyRenewals"
 	Operations_EndEarlyRenewal_FullMethodName       = "/certmill.v1.Operations/EndEarlyRenewal"
 	Operations_GetStatus_FullMethodName             = "/certmill.v1.Operations/GetStatus"
+	Operations_OpenConsole_FullMethodName           = "/certmill.v1.Operations/OpenConsole"
 )
 
 // OperationsClient is the client API for Operations service.
@@ -532,6 +533,8 @@ type OperationsClient interface {
 	// GetStatus returns one picture of the whole service: its processes and versions, the
 	// queue, the tokens, the ledger, OCSP, the CRLs and the issuers.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*ServiceStatus, error)
+	// OpenConsole returns a link that signs its caller in to the console.
+	OpenConsole(ctx context.Context, in *OpenConsoleRequest, opts ...grpc.CallOption) (*OpenConsoleResponse, error)
 }
 
 type operationsClient struct {
@@ -622,6 +625,16 @@ func (c *operationsClient) GetStatus(ctx context.Context, in *GetStatusRequest, 
 	return out, nil
 }
 
+func (c *operationsClient) OpenConsole(ctx context.Context, in *OpenConsoleRequest, opts ...grpc.CallOption) (*OpenConsoleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OpenConsoleResponse)
+	err := c.cc.Invoke(ctx, Operations_OpenConsole_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperationsServer is the server API for Operations service.
 // All implementations must embed UnimplementedOperationsServer
 // for forward compatibility.
@@ -645,6 +658,8 @@ type OperationsServer interface {
 	// GetStatus returns one picture of the whole service: its processes and versions, the
 	// queue, the tokens, the ledger, OCSP, the CRLs and the issuers.
 	GetStatus(context.Context, *GetStatusRequest) (*ServiceStatus, error)
+	// OpenConsole returns a link that signs its caller in to the console.
+	OpenConsole(context.Context, *OpenConsoleRequest) (*OpenConsoleResponse, error)
 	mustEmbedUnimplementedOperationsServer()
 }
 
@@ -678,6 +693,9 @@ func (UnimplementedOperationsServer) EndEarlyRenewal(context.Context, *EndEarlyR
 }
 func (UnimplementedOperationsServer) GetStatus(context.Context, *GetStatusRequest) (*ServiceStatus, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
+}
+func (UnimplementedOperationsServer) OpenConsole(context.Context, *OpenConsoleRequest) (*OpenConsoleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method OpenConsole not implemented")
 }
 func (UnimplementedOperationsServer) mustEmbedUnimplementedOperationsServer() {}
 func (UnimplementedOperationsServer) testEmbeddedByValue()                    {}
@@ -844,6 +862,24 @@ func _Operations_GetStatus_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operations_OpenConsole_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OpenConsoleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperationsServer).OpenConsole(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operations_OpenConsole_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperationsServer).OpenConsole(ctx, req.(*OpenConsoleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Operations_ServiceDesc is the grpc.ServiceDesc for Operations service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -882,6 +918,10 @@ var Operations_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetStatus",
 			Handler:    _Operations_GetStatus_Handler,
+		},
+		{
+			MethodName: "OpenConsole",
+			Handler:    _Operations_OpenConsole_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -61,6 +61,179 @@ func (*GetStatusRequest) Descriptor() ([]byte, []int) {
 	return file_certmill_v1_status_proto_rawDescGZIP(), []int{0}
 }
 
+type OpenConsoleRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenConsoleRequest) Reset() {
+	*x = OpenConsoleRequest{}
+	mi := &file_certmill_v1_status_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenConsoleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenConsoleRequest) ProtoMessage() {}
+
+func (x *OpenConsoleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_status_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenConsoleRequest.ProtoReflect.Descriptor instead.
+func (*OpenConsoleRequest) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{1}
+}
+
+type OpenConsoleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// url signs the caller in to the console of the gateway that answers. It is good for
+	// one minute and for one use: keep it to yourself.
+	Url           string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenConsoleResponse) Reset() {
+	*x = OpenConsoleResponse{}
+	mi := &file_certmill_v1_status_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenConsoleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenConsoleResponse) ProtoMessage() {}
+
+func (x *OpenConsoleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_status_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenConsoleResponse.ProtoReflect.Descriptor instead.
+func (*OpenConsoleResponse) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *OpenConsoleResponse) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *OpenConsoleResponse) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+// ConsoleTicket is what the console gives out under the queue's key: a sign-in link, a
+// session, a form. It crosses no other wire.
+type ConsoleTicket struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// caller is who it was given to, as the caller's id.
+	Caller  string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expires,proto3" json:"expires,omitempty"`
+	// serial is that of the client certificate of our own which the caller had shown; it
+	// must not have been revoked since.
+	Serial []byte `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"`
+	// nonce makes a sign-in link one that is used once.
+	Nonce []byte `protobuf:"bytes,4,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// purpose is what a form is for.
+	Purpose       string `protobuf:"bytes,5,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConsoleTicket) Reset() {
+	*x = ConsoleTicket{}
+	mi := &file_certmill_v1_status_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConsoleTicket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConsoleTicket) ProtoMessage() {}
+
+func (x *ConsoleTicket) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_status_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConsoleTicket.ProtoReflect.Descriptor instead.
+func (*ConsoleTicket) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ConsoleTicket) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ConsoleTicket) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
+func (x *ConsoleTicket) GetSerial() []byte {
+	if x != nil {
+		return x.Serial
+	}
+	return nil
+}
+
+func (x *ConsoleTicket) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *ConsoleTicket) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
 // ServiceStatus is the whole service at one time, as one gateway sees it.
 type ServiceStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -83,7 +256,7 @@ type ServiceStatus struct {
 
 func (x *ServiceStatus) Reset() {
 	*x = ServiceStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[1]
+	mi := &file_certmill_v1_status_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -95,7 +268,7 @@ func (x *ServiceStatus) String() string {
 func (*ServiceStatus) ProtoMessage() {}
 
 func (x *ServiceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[1]
+	mi := &file_certmill_v1_status_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -108,7 +281,7 @@ func (x *ServiceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceStatus.ProtoReflect.Descriptor instead.
 func (*ServiceStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{1}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ServiceStatus) GetTime() *timestamppb.Timestamp {
@@ -188,7 +361,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_certmill_v1_status_proto_msgTypes[2]
+	mi := &file_certmill_v1_status_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -200,7 +373,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[2]
+	mi := &file_certmill_v1_status_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -213,7 +386,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{2}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Finding) GetLevel() string {
@@ -271,7 +444,7 @@ type RoleStatus struct {
 
 func (x *RoleStatus) Reset() {
 	*x = RoleStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[3]
+	mi := &file_certmill_v1_status_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -283,7 +456,7 @@ func (x *RoleStatus) String() string {
 func (*RoleStatus) ProtoMessage() {}
 
 func (x *RoleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[3]
+	mi := &file_certmill_v1_status_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -296,7 +469,7 @@ func (x *RoleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RoleStatus.ProtoReflect.Descriptor instead.
 func (*RoleStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{3}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RoleStatus) GetRole() string {
@@ -409,7 +582,7 @@ type Bound struct {
 
 func (x *Bound) Reset() {
 	*x = Bound{}
-	mi := &file_certmill_v1_status_proto_msgTypes[4]
+	mi := &file_certmill_v1_status_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +594,7 @@ func (x *Bound) String() string {
 func (*Bound) ProtoMessage() {}
 
 func (x *Bound) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[4]
+	mi := &file_certmill_v1_status_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +607,7 @@ func (x *Bound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bound.ProtoReflect.Descriptor instead.
 func (*Bound) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{4}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Bound) GetName() string {
@@ -480,7 +653,7 @@ type TokenStatus struct {
 
 func (x *TokenStatus) Reset() {
 	*x = TokenStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[5]
+	mi := &file_certmill_v1_status_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +665,7 @@ func (x *TokenStatus) String() string {
 func (*TokenStatus) ProtoMessage() {}
 
 func (x *TokenStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[5]
+	mi := &file_certmill_v1_status_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +678,7 @@ func (x *TokenStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenStatus.ProtoReflect.Descriptor instead.
 func (*TokenStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{5}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TokenStatus) GetName() string {
@@ -597,7 +770,7 @@ type Activity struct {
 
 func (x *Activity) Reset() {
 	*x = Activity{}
-	mi := &file_certmill_v1_status_proto_msgTypes[6]
+	mi := &file_certmill_v1_status_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +782,7 @@ func (x *Activity) String() string {
 func (*Activity) ProtoMessage() {}
 
 func (x *Activity) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[6]
+	mi := &file_certmill_v1_status_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +795,7 @@ func (x *Activity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Activity.ProtoReflect.Descriptor instead.
 func (*Activity) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{6}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Activity) GetSeconds() float64 {
@@ -672,7 +845,7 @@ type LatencyBucket struct {
 
 func (x *LatencyBucket) Reset() {
 	*x = LatencyBucket{}
-	mi := &file_certmill_v1_status_proto_msgTypes[7]
+	mi := &file_certmill_v1_status_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +857,7 @@ func (x *LatencyBucket) String() string {
 func (*LatencyBucket) ProtoMessage() {}
 
 func (x *LatencyBucket) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[7]
+	mi := &file_certmill_v1_status_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +870,7 @@ func (x *LatencyBucket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LatencyBucket.ProtoReflect.Descriptor instead.
 func (*LatencyBucket) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{7}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *LatencyBucket) GetSeconds() float64 {
@@ -730,7 +903,7 @@ type QueueStatus struct {
 
 func (x *QueueStatus) Reset() {
 	*x = QueueStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[8]
+	mi := &file_certmill_v1_status_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +915,7 @@ func (x *QueueStatus) String() string {
 func (*QueueStatus) ProtoMessage() {}
 
 func (x *QueueStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[8]
+	mi := &file_certmill_v1_status_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +928,7 @@ func (x *QueueStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueueStatus.ProtoReflect.Descriptor instead.
 func (*QueueStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{8}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *QueueStatus) GetMessages() int64 {
@@ -813,7 +986,7 @@ type LedgerStatus struct {
 
 func (x *LedgerStatus) Reset() {
 	*x = LedgerStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[9]
+	mi := &file_certmill_v1_status_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +998,7 @@ func (x *LedgerStatus) String() string {
 func (*LedgerStatus) ProtoMessage() {}
 
 func (x *LedgerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[9]
+	mi := &file_certmill_v1_status_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +1011,7 @@ func (x *LedgerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LedgerStatus.ProtoReflect.Descriptor instead.
 func (*LedgerStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{9}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LedgerStatus) GetReady() bool {
@@ -888,7 +1061,7 @@ type OCSPStatus struct {
 
 func (x *OCSPStatus) Reset() {
 	*x = OCSPStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[10]
+	mi := &file_certmill_v1_status_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1073,7 @@ func (x *OCSPStatus) String() string {
 func (*OCSPStatus) ProtoMessage() {}
 
 func (x *OCSPStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[10]
+	mi := &file_certmill_v1_status_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1086,7 @@ func (x *OCSPStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OCSPStatus.ProtoReflect.Descriptor instead.
 func (*OCSPStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{10}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OCSPStatus) GetComplete() bool {
@@ -987,7 +1160,7 @@ type CRLStatus struct {
 
 func (x *CRLStatus) Reset() {
 	*x = CRLStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[11]
+	mi := &file_certmill_v1_status_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1172,7 @@ func (x *CRLStatus) String() string {
 func (*CRLStatus) ProtoMessage() {}
 
 func (x *CRLStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[11]
+	mi := &file_certmill_v1_status_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1185,7 @@ func (x *CRLStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CRLStatus.ProtoReflect.Descriptor instead.
 func (*CRLStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{11}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CRLStatus) GetCrls() int64 {
@@ -1066,7 +1239,7 @@ type IssuerStatus struct {
 
 func (x *IssuerStatus) Reset() {
 	*x = IssuerStatus{}
-	mi := &file_certmill_v1_status_proto_msgTypes[12]
+	mi := &file_certmill_v1_status_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1251,7 @@ func (x *IssuerStatus) String() string {
 func (*IssuerStatus) ProtoMessage() {}
 
 func (x *IssuerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_certmill_v1_status_proto_msgTypes[12]
+	mi := &file_certmill_v1_status_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1264,7 @@ func (x *IssuerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerStatus.ProtoReflect.Descriptor instead.
 func (*IssuerStatus) Descriptor() ([]byte, []int) {
-	return file_certmill_v1_status_proto_rawDescGZIP(), []int{12}
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssuerStatus) GetName() string {
@@ -1134,7 +1307,17 @@ var File_certmill_v1_status_proto protoreflect.FileDescriptor
 const file_certmill_v1_status_proto_rawDesc = "" +
 	"\n" +
 	"\x18certmill/v1/status.proto\x12\vcertmill.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xad\x03\n" +
+	"\x10GetStatusRequest\"\x14\n" +
+	"\x12OpenConsoleRequest\"]\n" +
+	"\x13OpenConsoleResponse\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"\xa5\x01\n" +
+	"\rConsoleTicket\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x124\n" +
+	"\aexpires\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\fR\x06serial\x12\x14\n" +
+	"\x05nonce\x18\x04 \x01(\fR\x05nonce\x12\x18\n" +
+	"\apurpose\x18\x05 \x01(\tR\apurpose\"\xad\x03\n" +
 	"\rServiceStatus\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x120\n" +
@@ -1243,53 +1426,58 @@ func file_certmill_v1_status_proto_rawDescGZIP() []byte {
 	return file_certmill_v1_status_proto_rawDescData
 }
 
-var file_certmill_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_certmill_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_certmill_v1_status_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: certmill.v1.GetStatusRequest
-	(*ServiceStatus)(nil),         // 1: certmill.v1.ServiceStatus
-	(*Finding)(nil),               // 2: certmill.v1.Finding
-	(*RoleStatus)(nil),            // 3: certmill.v1.RoleStatus
-	(*Bound)(nil),                 // 4: certmill.v1.Bound
-	(*TokenStatus)(nil),           // 5: certmill.v1.TokenStatus
-	(*Activity)(nil),              // 6: certmill.v1.Activity
-	(*LatencyBucket)(nil),         // 7: certmill.v1.LatencyBucket
-	(*QueueStatus)(nil),           // 8: certmill.v1.QueueStatus
-	(*LedgerStatus)(nil),          // 9: certmill.v1.LedgerStatus
-	(*OCSPStatus)(nil),            // 10: certmill.v1.OCSPStatus
-	(*CRLStatus)(nil),             // 11: certmill.v1.CRLStatus
-	(*IssuerStatus)(nil),          // 12: certmill.v1.IssuerStatus
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*OpenConsoleRequest)(nil),    // 1: certmill.v1.OpenConsoleRequest
+	(*OpenConsoleResponse)(nil),   // 2: certmill.v1.OpenConsoleResponse
+	(*ConsoleTicket)(nil),         // 3: certmill.v1.ConsoleTicket
+	(*ServiceStatus)(nil),         // 4: certmill.v1.ServiceStatus
+	(*Finding)(nil),               // 5: certmill.v1.Finding
+	(*RoleStatus)(nil),            // 6: certmill.v1.RoleStatus
+	(*Bound)(nil),                 // 7: certmill.v1.Bound
+	(*TokenStatus)(nil),           // 8: certmill.v1.TokenStatus
+	(*Activity)(nil),              // 9: certmill.v1.Activity
+	(*LatencyBucket)(nil),         // 10: certmill.v1.LatencyBucket
+	(*QueueStatus)(nil),           // 11: certmill.v1.QueueStatus
+	(*LedgerStatus)(nil),          // 12: certmill.v1.LedgerStatus
+	(*OCSPStatus)(nil),            // 13: certmill.v1.OCSPStatus
+	(*CRLStatus)(nil),             // 14: certmill.v1.CRLStatus
+	(*IssuerStatus)(nil),          // 15: certmill.v1.IssuerStatus
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_certmill_v1_status_proto_depIdxs = []int32{
-	13, // 0: certmill.v1.ServiceStatus.time:type_name -> google.protobuf.Timestamp
-	2,  // 1: certmill.v1.ServiceStatus.findings:type_name -> certmill.v1.Finding
-	3,  // 2: certmill.v1.ServiceStatus.roles:type_name -> certmill.v1.RoleStatus
-	6,  // 3: certmill.v1.ServiceStatus.issuance:type_name -> certmill.v1.Activity
-	8,  // 4: certmill.v1.ServiceStatus.queue:type_name -> certmill.v1.QueueStatus
-	9,  // 5: certmill.v1.ServiceStatus.ledger:type_name -> certmill.v1.LedgerStatus
-	11, // 6: certmill.v1.ServiceStatus.crls:type_name -> certmill.v1.CRLStatus
-	12, // 7: certmill.v1.ServiceStatus.issuers:type_name -> certmill.v1.IssuerStatus
-	13, // 8: certmill.v1.RoleStatus.started:type_name -> google.protobuf.Timestamp
-	13, // 9: certmill.v1.RoleStatus.reported:type_name -> google.protobuf.Timestamp
-	4,  // 10: certmill.v1.RoleStatus.bounds:type_name -> certmill.v1.Bound
-	5,  // 11: certmill.v1.RoleStatus.tokens:type_name -> certmill.v1.TokenStatus
-	6,  // 12: certmill.v1.RoleStatus.issuance:type_name -> certmill.v1.Activity
-	10, // 13: certmill.v1.RoleStatus.ocsp:type_name -> certmill.v1.OCSPStatus
-	13, // 14: certmill.v1.TokenStatus.since:type_name -> google.protobuf.Timestamp
-	7,  // 15: certmill.v1.Activity.latency:type_name -> certmill.v1.LatencyBucket
-	13, // 16: certmill.v1.QueueStatus.sampled:type_name -> google.protobuf.Timestamp
-	13, // 17: certmill.v1.OCSPStatus.oldest_produced:type_name -> google.protobuf.Timestamp
-	13, // 18: certmill.v1.OCSPStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
-	13, // 19: certmill.v1.OCSPStatus.swept:type_name -> google.protobuf.Timestamp
-	13, // 20: certmill.v1.OCSPStatus.signer_expiry:type_name -> google.protobuf.Timestamp
-	13, // 21: certmill.v1.CRLStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
-	13, // 22: certmill.v1.CRLStatus.oldest_this_update:type_name -> google.protobuf.Timestamp
-	13, // 23: certmill.v1.IssuerStatus.not_after:type_name -> google.protobuf.Timestamp
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	16, // 0: certmill.v1.OpenConsoleResponse.expires:type_name -> google.protobuf.Timestamp
+	16, // 1: certmill.v1.ConsoleTicket.expires:type_name -> google.protobuf.Timestamp
+	16, // 2: certmill.v1.ServiceStatus.time:type_name -> google.protobuf.Timestamp
+	5,  // 3: certmill.v1.ServiceStatus.findings:type_name -> certmill.v1.Finding
+	6,  // 4: certmill.v1.ServiceStatus.roles:type_name -> certmill.v1.RoleStatus
+	9,  // 5: certmill.v1.ServiceStatus.issuance:type_name -> certmill.v1.Activity
+	11, // 6: certmill.v1.ServiceStatus.queue:type_name -> certmill.v1.QueueStatus
+	12, // 7: certmill.v1.ServiceStatus.ledger:type_name -> certmill.v1.LedgerStatus
+	14, // 8: certmill.v1.ServiceStatus.crls:type_name -> certmill.v1.CRLStatus
+	15, // 9: certmill.v1.ServiceStatus.issuers:type_name -> certmill.v1.IssuerStatus
+	16, // 10: certmill.v1.RoleStatus.started:type_name -> google.protobuf.Timestamp
+	16, // 11: certmill.v1.RoleStatus.reported:type_name -> google.protobuf.Timestamp
+	7,  // 12: certmill.v1.RoleStatus.bounds:type_name -> certmill.v1.Bound
+	8,  // 13: certmill.v1.RoleStatus.tokens:type_name -> certmill.v1.TokenStatus
+	9,  // 14: certmill.v1.RoleStatus.issuance:type_name -> certmill.v1.Activity
+	13, // 15: certmill.v1.RoleStatus.ocsp:type_name -> certmill.v1.OCSPStatus
+	16, // 16: certmill.v1.TokenStatus.since:type_name -> google.protobuf.Timestamp
+	10, // 17: certmill.v1.Activity.latency:type_name -> certmill.v1.LatencyBucket
+	16, // 18: certmill.v1.QueueStatus.sampled:type_name -> google.protobuf.Timestamp
+	16, // 19: certmill.v1.OCSPStatus.oldest_produced:type_name -> google.protobuf.Timestamp
+	16, // 20: certmill.v1.OCSPStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
+	16, // 21: certmill.v1.OCSPStatus.swept:type_name -> google.protobuf.Timestamp
+	16, // 22: certmill.v1.OCSPStatus.signer_expiry:type_name -> google.protobuf.Timestamp
+	16, // 23: certmill.v1.CRLStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
+	16, // 24: certmill.v1.CRLStatus.oldest_this_update:type_name -> google.protobuf.Timestamp
+	16, // 25: certmill.v1.IssuerStatus.not_after:type_name -> google.protobuf.Timestamp
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_certmill_v1_status_proto_init() }
@@ -1303,7 +1491,7 @@ func file_certmill_v1_status_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certmill_v1_status_proto_rawDesc), len(file_certmill_v1_status_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,7 @@
+-- What was done to one thing, a certificate for example, without reading the whole trail.
+
+-- +goose Up
+CREATE INDEX audit_subject ON audit (subject, seq);
+
+-- +goose Down
+DROP INDEX audit_subject;
