@@ -228,12 +228,12 @@ func (i *Identity) tryRenew(ctx context.Context, p **prepared) (err error) {
 		}
 	}
 	return i.with(ctx, func(ctx context.Context, c *Client) error {
-		if bundle, err := c.TrustBundle(ctx); err == nil {
-			i.takeBundle(bundle) // before a certificate whose root may be in it
-		}
 		cert, err := c.issue(ctx, *p)
 		if err != nil {
 			return err
+		}
+		if bundle, err := c.TrustBundle(ctx); err == nil {
+			i.takeBundle(bundle) // before the certificate, whose root it has
 		}
 		// A CA that says "now" of what it has just made must not be asked without end.
 		if least := time.Now().Add(time.Until(cert.Leaf().NotAfter) / 20); cert.RenewAt.Before(least) {
@@ -278,8 +278,12 @@ func (i *Identity) withToken(ctx context.Context, shown credential, call func(co
 	return i.dialled(ctx, shown, call)
 }
 
+// dialled bounds each call by a quarter of what is left of the certificate's life too, so
+// that a short life is not spent on waiting for one gateway.
 func (i *Identity) dialled(ctx context.Context, shown credential, call func(context.Context, *Client) error) error {
-	c, err := dial(i.cfg, i.trust, shown)
+	cfg := i.cfg
+	cfg.Timeout = min(cfg.Timeout, max(time.Until(shown.held.Leaf.NotAfter)/4, time.Second))
+	c, err := dial(cfg, i.trust, shown)
 	if err != nil {
 		return err
 	}

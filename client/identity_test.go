@@ -80,6 +80,7 @@ func mustShake(t *testing.T, server, client *tls.Config) {
 }
 
 func TestAnIdentityRenewsItselfAndShowsWhatItHas(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 3*time.Second)
 	a, b := open(t, ca, "a"), open(t, ca, "b")
 	server, client := a.ServerTLS(AllowURI("spiffe://a.test/b")), b.ClientTLS(AllowURI("spiffe://a.test/*"))
@@ -99,6 +100,7 @@ func TestAnIdentityRenewsItselfAndShowsWhatItHas(t *testing.T) {
 }
 
 func TestPeersAreJudged(t *testing.T) {
+	t.Parallel()
 	ca, elsewhere := newTestCA(t, time.Hour), newTestCA(t, time.Hour)
 	a, b, stranger := open(t, ca, "a"), open(t, ca, "b"), open(t, elsewhere, "b")
 	for name, c := range map[string]struct {
@@ -127,6 +129,7 @@ func TestPeersAreJudged(t *testing.T) {
 func lowered(c *tls.Config) *tls.Config { c.ClientAuth = tls.RequestClientCert; return c }
 
 func TestAnIdentityOutlivesAnOutageAndKeepsItsRequest(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 8*time.Second)
 	id := open(t, ca, "a")
 	first := id.Certificate()
@@ -152,6 +155,7 @@ func TestAnIdentityOutlivesAnOutageAndKeepsItsRequest(t *testing.T) {
 }
 
 func TestARefusedRenewalIsAskedAnewAndTold(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 4*time.Second)
 	id := open(t, ca, "a")
 	ca.set(func() {
@@ -178,6 +182,7 @@ func TestARefusedRenewalIsAskedAnewAndTold(t *testing.T) {
 }
 
 func TestAnEnrollmentTokenIsUsedOnce(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 3*time.Second)
 	if err := os.WriteFile(ca.file("token"), []byte("cmt_secret"), 0o600); err != nil {
 		t.Fatal(err)
@@ -194,6 +199,7 @@ func TestAnEnrollmentTokenIsUsedOnce(t *testing.T) {
 }
 
 func TestARenewalPulledForwardIsHeard(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 20*time.Second)
 	pulled := ""
 	ca.set(func() {
@@ -216,6 +222,7 @@ func TestARenewalPulledForwardIsHeard(t *testing.T) {
 }
 
 func TestACAThatAlwaysSaysNowIsNotAskedWithoutEnd(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 20*time.Second)
 	id := open(t, ca, "a")
 	var p *prepared
@@ -242,6 +249,7 @@ func TestACAThatAlwaysSaysNowIsNotAskedWithoutEnd(t *testing.T) {
 // A root is changed as operators should: the new one into the bundle, then the issuing
 // over to it, then the old one out.
 func TestARootIsChangedUnderway(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, 3*time.Second)
 	a, b := open(t, ca, "a"), open(t, ca, "b")
 	server, client := a.ServerTLS(AllowAny()), b.ClientTLS(AllowAny())
@@ -275,6 +283,7 @@ func TestARootIsChangedUnderway(t *testing.T) {
 }
 
 func TestCloseWaitsAndContextsEnd(t *testing.T) {
+	t.Parallel()
 	ca := newTestCA(t, time.Hour)
 	ctx, cancel := context.WithCancel(t.Context())
 	id, err := Open(ctx, ca.config(), Request{})

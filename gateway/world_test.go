@@ -169,13 +169,13 @@ func must0(t testing.TB, err error) {
 
 // softSigner is the queue and the signers in one, for a gateway alone.
 type softSigner struct {
-	t     testing.TB
-	book  *ledger.Ledger
-	prep  *signer.Preparer
-	key   *ecdsa.PrivateKey
-	epoch uint32
+	t    testing.TB
+	book *ledger.Ledger
 
-	mu       sync.Mutex
+	mu       sync.Mutex // guards all below
+	prep     *signer.Preparer
+	key      *ecdsa.PrivateKey
+	epoch    uint32
 	seen     []*queuev1.SignRequest
 	priority []queue.Priority
 	// refuse, where set, is asked first and may answer in the signer's place; it runs
@@ -195,9 +195,12 @@ func newSoftSigner(t testing.TB, book *ledger.Ledger, p *pki, c *clock) *softSig
 	return s
 }
 
+// softKey is a key in memory.
+type softKey struct{ *ecdsa.PrivateKey }
+
 // SignContext implements signer.ContextSigner.
-func (s *softSigner) SignContext(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return s.key.Sign(rand.Reader, digest, opts)
+func (k softKey) SignContext(_ context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.Sign(rand.Reader, digest, opts)
 }
 
 func (s *softSigner) Ready() error { return nil }
@@ -251,11 +254,14 @@ func (s *softSigner) sign(ctx context.Context, r *queuev1.SignRequest) (*queuev1
 	if err != nil {
 		return nil, err
 	}
-	prepared, err := s.prep.Prepare(request, s.epoch)
+	s.mu.Lock()
+	prep, key, epoch := s.prep, softKey{s.key}, s.epoch
+	s.mu.Unlock()
+	prepared, err := prep.Prepare(request, epoch)
 	if err != nil {
 		return nil, err
 	}
-	cert, err := prepared.Sign(ctx, s)
+	cert, err := prepared.Sign(ctx, key)
 	if err != nil {
 		return nil, err
 	}
