@@ -77,7 +77,7 @@ func meshCommand() *cobra.Command {
 	f.StringVar(&o.issuer, "token-issuer", "https://mesh.certmill.test", "their issuer")
 	f.StringVar(&o.audient, "token-audience", "certmill", "their audience")
 	f.IntVar(&o.server.Connections, "connections", 64, "connections that the agents share")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "of one try")
+	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "of one try; Istio's client has none, so more than the gateway's own")
 	f.StringVar(&o.json, "json", "", "file for the outcome")
 	f.StringVar(&o.html, "html", "", "file for the report with plots")
 	_ = c.MarkFlagRequired("token-key")

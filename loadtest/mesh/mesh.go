@@ -138,8 +138,8 @@ func (a *agent) fiveTries(ctx context.Context, csr *CSR) (*leaf, error) {
 	backoff := firstBackoff
 	for try := 1; ; try++ {
 		began := time.Now()
-		answer, err := a.c.Target.Do(ctx, &target.Request{CSR: csr.Material(a.c.Material.name(a.n)), Token: a.c.Material.tokens[a.n], Deadline: began.Add(a.c.TryTimeout)})
 		a.book.tried(began)
+		answer, err := a.c.Target.Do(ctx, &target.Request{CSR: csr.Material(a.c.Material.name(a.n)), Token: a.c.Material.tokens[a.n], Deadline: began.Add(a.c.TryTimeout)})
 		if err == nil {
 			cert, err := csr.check(&answer, a.c.Material.name(a.n))
 			if err != nil {

@@ -33,7 +33,7 @@ func main() {
 func run(ctx context.Context) (err error) {
 	bin := flag.String("bin", "bin/certmill", "the program")
 	agents := flag.Int("agents", 20_000, "how many agents")
-	target := flag.String("target", "grpc", "istio or grpc")
+	target := flag.String("target", "istio", "istio or grpc")
 	duration := flag.Duration("d", 150*time.Second, "how long they renew")
 	html := flag.String("html", "", "file for the report with plots")
 	flag.Parse()
@@ -51,20 +51,20 @@ func run(ctx context.Context) (err error) {
 	}
 	if err := errors.Join(
 		os.WriteFile(keyFile, key, 0o600), os.WriteFile(jwksFile, jwks, 0o644), os.Chmod(dir, 0o755),
-		os.MkdirAll(filepath.Join(data, "profiles"), 0o755), os.WriteFile(filepath.Join(data, "profiles", "mesh.yaml"), profile, 0o644),
+		os.MkdirAll(filepath.Join(data, "profiles"), 0o755), os.WriteFile(filepath.Join(data, "profiles", "storm.yaml"), profile, 0o644),
 	); err != nil {
 		return err
 	}
 	env := []string{
 		fmt.Sprintf(`CERTMILL_GATEWAY_AUTH_JWT=[{issuer: "https://mesh.certmill.test", audiences: [certmill], jwks_file: %q, identity: "spiffe://certmill.test/ns/mesh/sa/{sub}"}]`, jwksFile),
-		"CERTMILL_GATEWAY_DEFAULT_PROFILE=mesh",
+		"CERTMILL_GATEWAY_ISTIO_PROFILE=storm",
 	}
 	s, err := stack.Start(ctx, *bin, data, env)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Stop()) }()
-	args := []string{"loadtest", "mesh", "--dev", data, "--agents", fmt.Sprint(*agents), "--target", *target, "--token-key", keyFile, "-d", duration.String()}
+	args := []string{"loadtest", "mesh", "--dev", data, "--agents", fmt.Sprint(*agents), "--target", *target, "--profile", "storm", "--token-key", keyFile, "-d", duration.String()}
 	if *html != "" {
 		args = append(args, "--html", *html)
 	}
