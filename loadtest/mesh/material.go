@@ -77,18 +77,8 @@ func Make(ctx context.Context, agents, each int, who Identities, progress func(d
 				if err := ctx.Err(); err != nil {
 					return err
 				}
-				m.tokens[n], err = jwt.Signed(signer).Claims(jwt.Claims{
-					Issuer: who.Issuer, Audience: jwt.Audience{who.Audience}, Subject: "agent-" + who.Run + "-" + strconv.Itoa(n),
-					IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(who.Lifetime)),
-				}).Serialize()
-				if err != nil {
-					return fmt.Errorf("signing a token: %w", err)
-				}
-				m.csrs[n] = make([]CSR, each)
-				for k := range each {
-					if m.csrs[n][k], err = newCSR(m.name(n)); err != nil {
-						return err
-					}
+				if err := m.makeAgent(n, each, who, signer, now); err != nil {
+					return err
 				}
 				if d := int(done.Add(1)); progress != nil && (d%1000 == 0 || d == agents) {
 					progress(d, agents)
@@ -98,6 +88,23 @@ func Make(ctx context.Context, agents, each int, who Identities, progress func(d
 		})
 	}
 	return m, g.Wait()
+}
+
+func (m *Material) makeAgent(n, each int, who Identities, signer jose.Signer, now time.Time) (err error) {
+	m.tokens[n], err = jwt.Signed(signer).Claims(jwt.Claims{
+		Issuer: who.Issuer, Audience: jwt.Audience{who.Audience}, Subject: "agent-" + who.Run + "-" + strconv.Itoa(n),
+		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(who.Lifetime)),
+	}).Serialize()
+	if err != nil {
+		return fmt.Errorf("signing a token: %w", err)
+	}
+	m.csrs[n] = make([]CSR, each)
+	for k := range each {
+		if m.csrs[n][k], err = newCSR(m.name(n)); err != nil {
+			return fmt.Errorf("making a CSR: %w", err)
+		}
+	}
+	return nil
 }
 
 // Agents returns how many there is material for.

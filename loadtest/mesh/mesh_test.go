@@ -127,17 +127,17 @@ func play(t *testing.T, ca *fakeCA, m *Material, renew time.Duration) *Outcome {
 }
 
 func TestJitterDissolvesTheHerdAndNothingElseDoes(t *testing.T) {
-	m := testMaterial(t, 400, 8)
-	still := play(t, newFakeCA(t, 0), m, 150*time.Second)
+	m := testMaterial(t, 300, 7)
+	still := play(t, newFakeCA(t, 0), m, 120*time.Second)
 	if last := still.Herd[len(still.Herd)-1]; still.Herd[0] < 4 || last < 3 {
 		t.Errorf("without jitter the herd is %v", still.Herd)
 	}
-	spread := play(t, newFakeCA(t, 0.5), testMaterial(t, 400, 8), 150*time.Second)
+	spread := play(t, newFakeCA(t, 0.5), m, 120*time.Second)
 	if last := spread.Herd[len(spread.Herd)-1]; spread.Herd[0] < 3 || last > 2.5 {
 		t.Errorf("with jitter the herd is %v", spread.Herd)
 	}
 	for _, o := range []*Outcome{still, spread} {
-		if o.Served != 400 || o.Renewals < 800 || len(o.Refused) != 0 || o.Late != 0 || len(o.Failed()) != 0 {
+		if o.Served != 300 || o.Renewals < 450 || len(o.Refused) != 0 || o.Late != 0 || len(o.Failed()) != 0 {
 			t.Errorf("served %d, renewals %d, refused %v, late %d, failed %v", o.Served, o.Renewals, o.Refused, o.Late, o.Failed())
 		}
 	}
