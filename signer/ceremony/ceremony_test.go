@@ -92,7 +92,7 @@ func TestACeremonyMakesACA(t *testing.T) {
 func verified(t *testing.T, r *ceremony.Result) {
 	t.Helper()
 	root, issuing, delegate := r.Root.Certificate, r.Issuing.Certificate, r.OCSP.Certificate
-	if !root.IsCA || root.MaxPathLen != 1 || root.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
+	if !root.IsCA || root.MaxPathLen != 2 || root.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {
 		t.Errorf("the root: CA %v, path length %d, usage %b", root.IsCA, root.MaxPathLen, root.KeyUsage)
 	}
 	if !issuing.IsCA || issuing.MaxPathLen != 0 || !issuing.MaxPathLenZero || issuing.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign {

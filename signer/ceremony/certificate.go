@@ -64,7 +64,7 @@ func caTemplate(spec CASpec, isRoot bool) *x509.Certificate {
 		t.Subject.Country = []string{spec.Country}
 	}
 	if isRoot {
-		t.MaxPathLen = 1
+		t.MaxPathLen = spec.PathLength
 		return t
 	}
 	t.MaxPathLenZero = true

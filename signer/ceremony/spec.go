@@ -50,6 +50,10 @@ type CASpec struct {
 	KeyAlgorithm hsm.Algorithm `yaml:"key_algorithm"`
 	// Lifetime is how long the CA's certificate is valid.
 	Lifetime profile.Duration `yaml:"lifetime"`
+	// PathLength is the root's: how many CAs may stand below each other. 1 is enough for
+	// issuing CAs and the intermediates of Istio meshes; a SPIRE server with an
+	// intermediate of ours makes a CA of its own below it and needs 2.
+	PathLength int `yaml:"path_length"`
 	// IssuersURL and CRLURL stand in the issuing CA's certificate: where the root's
 	// certificate and its CRL can be fetched. Empty leaves them out; the root has none.
 	IssuersURL string `yaml:"issuers_url"`
@@ -76,7 +80,7 @@ const day = 24 * time.Hour
 // DefaultSpec returns a root for 20 years, an issuing CA for 5 and a delegate for 30 days.
 func DefaultSpec() Spec {
 	return Spec{
-		Root:     CASpec{Name: "root", CommonName: "certmill root CA", KeyAlgorithm: hsm.ECDSAP384, Lifetime: profile.Duration(20 * 365 * day)},
+		Root:     CASpec{Name: "root", CommonName: "certmill root CA", KeyAlgorithm: hsm.ECDSAP384, Lifetime: profile.Duration(20 * 365 * day), PathLength: 2},
 		Issuing:  CASpec{Name: "issuing", CommonName: "certmill issuing CA", KeyAlgorithm: hsm.ECDSAP256, Lifetime: profile.Duration(5 * 365 * day)},
 		OCSP:     OCSPSpec{KeyAlgorithm: hsm.ECDSAP256, Lifetime: profile.Duration(30 * day), RenewBefore: profile.Duration(10 * day)},
 		Backdate: profile.Duration(5 * time.Minute),
@@ -94,6 +98,12 @@ func (s Spec) Validate() error {
 	}
 	if s.Issuing.Lifetime > s.Root.Lifetime {
 		errs = append(errs, errors.New("issuing.lifetime: is longer than the root's"))
+	}
+	if s.Root.PathLength < 1 || s.Root.PathLength > 5 {
+		errs = append(errs, errors.New("root.path_length: must be 1 to 5"))
+	}
+	if s.Issuing.PathLength != 0 {
+		errs = append(errs, errors.New("issuing.path_length: an issuing CA has no CA below it"))
 	}
 	if s.Root.IssuersURL != "" || s.Root.CRLURL != "" {
 		errs = append(errs, errors.New("root: a root has no issuers_url and no crl_url; they belong to issuing"))
