@@ -305,3 +305,11 @@ func TestChildrenDoNotOutliveAKilledParent(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestBuffersAreAShareOfTheMachineWithinBounds(t *testing.T) {
+	for memory, want := range map[int64]int64{0: 256 << 20, 1 << 30: 256 << 20, 16 << 30: 2 << 30, 1 << 40: 4 << 30} {
+		if got := sharedBuffers(memory); got != want {
+			t.Errorf("%d bytes of memory give %d, want %d", memory, got, want)
+		}
+	}
+}

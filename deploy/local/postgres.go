@@ -100,7 +100,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 func (p *PostgreSQL) arguments(data string) []string {
 	set := []string{
 		"listen_addresses=127.0.0.1", "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
-		"max_connections=200", "shared_buffers=256MB", "max_wal_size=4GB",
+		"max_connections=200", fmt.Sprintf("shared_buffers=%dMB", sharedBuffers(totalMemory())>>20), "max_wal_size=8GB",
 		// Random keys touch a fresh page with most rows: full-page images are most of
 		// the WAL, and compressing them is what keeps big tables fast.
 		"wal_compression=lz4", "checkpoint_timeout=15min", "jit=off",
@@ -113,6 +113,29 @@ func (p *PostgreSQL) arguments(data string) []string {
 		args = append(args, "-c", s)
 	}
 	return args
+}
+
+// sharedBuffers is an eighth of the machine's memory within bounds: random keys touch
+// pages all over the indexes, and below ten million certificates these then stay in
+// PostgreSQL's own memory. It is taken as it is used. 0 stands for a machine that does
+// not tell.
+func sharedBuffers(memory int64) int64 { return min(max(memory/8, 256<<20), 4<<30) }
+
+// totalMemory reads MemTotal of proc(5); 0 where there is none.
+func totalMemory() int64 {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(data)) {
+		if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			if err == nil {
+				return kb << 10
+			}
+		}
+	}
+	return 0
 }
 
 // initialise makes the database cluster unless it is there. It is made aside and

@@ -50,7 +50,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how often floor and service take turns")
 	flag.IntVar(&o.callers, "callers", 64, "callers of the closed loop, each on a connection of its own")
 	flag.IntVar(&o.hsm.cores, "hsm-cores", 4, "scale: cores of each signer's HSM")
-	flag.DurationVar(&o.hsm.latency, "hsm-latency", 80*time.Millisecond, "scale: how long a signature takes on one of them")
+	flag.DurationVar(&o.hsm.latency, "hsm-latency", 100*time.Millisecond, "scale: how long a signature takes on one of them")
 	flag.Parse()
 	o.parts = strings.Split(*chosen, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
