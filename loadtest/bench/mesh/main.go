@@ -34,7 +34,7 @@ func run(ctx context.Context) (err error) {
 	bin := flag.String("bin", "bin/certmill", "the program")
 	agents := flag.Int("agents", 20_000, "how many agents")
 	target := flag.String("target", "istio", "istio or grpc")
-	duration := flag.Duration("d", 150*time.Second, "how long they renew")
+	duration := flag.Duration("d", 130*time.Second, "how long they renew")
 	html := flag.String("html", "", "file for the report with plots")
 	flag.Parse()
 
