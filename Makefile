@@ -13,7 +13,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean
+.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean bench-overload vuln sbom
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -71,6 +71,15 @@ bench-mesh: deps build ## a mesh of 20,000 agents restarts: is everybody served,
 
 bench-ocsp: deps ## the OCSP responder beside a bare net/http handler, and Redis memory, at a million certificates
 	$(GO) run ./ocsp/ocspbench
+
+bench-overload: ## a gateway under five times its signers' capacity for OVERLOAD (default 30s): goodput, refusals, fairness, recovery
+	OVERLOAD=$${OVERLOAD:-30s} $(GO) test -count=1 -run '^TestOverload$$' -v ./gateway
+
+vuln: ## known vulnerabilities that the code reaches; says so where the database is out of reach
+	@deploy/supply-chain.sh vuln
+
+sbom: build ## bin/certmill.cdx.json: every module in the binary (CycloneDX)
+	@deploy/supply-chain.sh sbom bin/certmill.cdx.json
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
