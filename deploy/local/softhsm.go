@@ -98,7 +98,8 @@ func (s *SoftHSM) Token(ctx context.Context, label string) (SoftHSMToken, error)
 
 func (s *SoftHSM) run(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, s.util, append([]string{"--module", s.Module}, args...)...)
-	cmd.Env = append(minimalEnv(), "SOFTHSM2_CONF="+s.ConfigFile)
+	// The whole environment: a module that CERTMILL_SOFTHSM_MODULE names may need its own.
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+s.ConfigFile)
 	cmd.SysProcAttr = attributes(syscall.SIGTERM, nil)
 	out, err := cmd.CombinedOutput()
 	// The util repeats its arguments in no message, but better safe than sorry.

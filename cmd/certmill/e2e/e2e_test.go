@@ -126,11 +126,11 @@ func writeFile(t *testing.T, path string, data []byte) {
 	}
 }
 
-// start runs `certmill dev` on dir and waits until it is up.
-func start(dir string) (*service, error) {
+// start runs `certmill dev` on dir, with env (NAME=value), and waits until it is up.
+func start(dir string, env ...string) (*service, error) {
 	s := &service{dir: dir, out: &lockedBuffer{}, exited: make(chan error, 1)}
 	s.cmd = exec.Command(binary, "dev", "--dir", dir)
-	s.cmd.Dir = dir
+	s.cmd.Dir, s.cmd.Env = dir, append(os.Environ(), env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	if err := s.cmd.Start(); err != nil {
 		return nil, err
