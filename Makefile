@@ -13,7 +13,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps test-deps build demo demo-once test generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean bench-overload vuln sbom
+.PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean bench-overload vuln sbom
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -36,6 +36,10 @@ demo-once: deps build ## the same, then stop; exit 0, or the step that failed
 
 test: test-deps build ## all tests with the race detector, on real servers, end to end through the binary
 	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -race -p $(PARALLEL) -timeout 9m ./...
+	@$(MAKE) --no-print-directory test-mesh
+
+test-mesh: build ## Istio's own CA client and go-spiffe against the binary; a module of its own, part of `test`
+	cd gateway/meshtest && CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 5m ./...
 
 generate: ## regenerate proto/ and docs/configuration.md
 	cd proto && $(PROTO_TOOL) buf generate
@@ -45,6 +49,7 @@ lint: ## gofmt, go vet, staticcheck, import rules, shell syntax, the API's compa
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	CGO_ENABLED=0 $(GO) vet ./cmd/certmill
+	cd gateway/meshtest && $(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 	for f in deploy/*.sh .ci/run; do bash -n "$$f"; done
