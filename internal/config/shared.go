@@ -26,7 +26,8 @@ type NATS struct {
 	CredsFile string `yaml:"creds_file"`
 	NKeyFile  string `yaml:"nkey_file"`
 	// QueueKeyFile holds the keys that authenticate messages between gateways and
-	// signers: 64 hexadecimal digits a line, the first seals, all open.
+	// signers: 64 hexadecimal digits a line, the first seals, all open. A line
+	// "events <digits>" holds a key for events alone, which is all that a presigner needs.
 	QueueKeyFile string `yaml:"queue_key_file"`
 	// Replicas is how many servers keep each stream: 1 on one machine, 3 on a cluster.
 	Replicas int `yaml:"replicas"`

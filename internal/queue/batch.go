@@ -68,7 +68,9 @@ func (k *Keys) SealBatch(subject string, requests []Request) ([]byte, error) {
 	for _, r := range requests {
 		out = protowire.AppendBytes(protowire.AppendTag(out, fieldRequests, protowire.BytesType), r)
 	}
-	k.sealInPlace(subject, out)
+	if err := k.sealInPlace(subject, out); err != nil {
+		return nil, err
+	}
 	return out, nil
 }
 

@@ -150,11 +150,15 @@ func (c *Conn) options(cfg config.NATS, name string, log *slog.Logger) ([]nats.O
 		opts = append(opts, nats.UserCredentials(cfg.CredsFile))
 	}
 	if cfg.NKeyFile != "" {
-		o, err := nats.NkeyOptionFromSeed(cfg.NKeyFile)
+		nkey, err := nats.NkeyOptionFromSeed(cfg.NKeyFile)
 		if err != nil {
 			return nil, fmt.Errorf("nats.nkey_file: %w", err)
 		}
-		opts = append(opts, o)
+		var user nats.Options
+		if err := nkey(&user); err != nil {
+			return nil, fmt.Errorf("nats.nkey_file: %w", err)
+		}
+		opts = append(opts, nkey, nats.CustomInboxPrefix(InboxPrefix(user.Nkey)))
 	}
 	conf, err := tlsConfig(cfg)
 	if err != nil {

@@ -6,6 +6,7 @@ package queue
 import (
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -72,8 +73,18 @@ func IssuedSubject(issuer string) string { return issuedPrefix + issuer }
 // RevokedSubject returns the subject of an issuer's RevokedEvent messages.
 func RevokedSubject(issuer string) string { return revokedPrefix + issuer }
 
+// isEvent reports whether messages on the subject tell what has happened.
+func isEvent(subject string) bool {
+	return strings.HasPrefix(subject, issuedPrefix) || strings.HasPrefix(subject, revokedPrefix)
+}
+
 // ReplySubject returns the subject on which one start of one gateway takes replies.
 func ReplySubject(gateway string) string { return replyPrefix + gateway }
+
+// InboxPrefix begins the subjects on which a user with an nkey takes answers: its own
+// and nobody else's, so that a broker that grants each user only this lets none read
+// what another is told.
+func InboxPrefix(nkey string) string { return "_INBOX." + nkey }
 
 // SignConsumer returns the durable name of the pull consumer that all signers of an
 // issuer share for one priority.

@@ -133,9 +133,48 @@ func TestABatchOfEncodedRequestsIsASignBatch(t *testing.T) {
 	}
 }
 
+// A presigner has the key for events alone: it can neither forge a request or a reply
+// nor is it believed when it tries.
+func TestAKeyForEventsServesNothingElse(t *testing.T) {
+	both, events := keys(t, keyA, "events "+keyB), keys(t, "events "+keyB)
+	event := &queuev1.RevokedEvent{}
+	for _, subject := range []string{queue.RevokedSubject("issuing"), queue.IssuedSubject("issuing")} {
+		sealed, err := both.Seal(subject, event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := events.Open(subject, sealed, &queuev1.RevokedEvent{}); err != nil {
+			t.Errorf("an event on %s: %v", subject, err)
+		}
+		// An event by a gateway that has no key for events yet.
+		if sealed, err = keys(t, keyA).Seal(subject, event); err != nil {
+			t.Fatal(err)
+		}
+		if err := both.Open(subject, sealed, &queuev1.RevokedEvent{}); err != nil {
+			t.Errorf("an event on %s by the general key: %v", subject, err)
+		}
+	}
+	subject := queue.SignSubject("issuing", queue.First)
+	if _, err := events.Seal(subject, &queuev1.SignBatch{}); err == nil {
+		t.Error("a key for events seals a request")
+	}
+	if _, err := events.SealBatch(subject, nil); err == nil {
+		t.Error("a key for events seals a batch of requests")
+	}
+	// The same secret taken for a general one makes what others must refuse.
+	forged, err := keys(t, keyB).Seal(subject, &queuev1.SignBatch{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := both.Open(subject, forged, &queuev1.SignBatch{}); !errors.Is(err, queue.ErrForged) {
+		t.Errorf("a request sealed by the key for events: %v", err)
+	}
+}
+
 func TestKeyFiles(t *testing.T) {
 	for name, text := range map[string]string{
 		"empty": "", "only a comment": "# nothing\n", "short": "abcd", "not hexadecimal": strings.Repeat("zz", 32), "long": keyA + "00",
+		"another purpose": "replies " + keyA, "a purpose alone": "events",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := queue.ParseKeys(text); err == nil {
