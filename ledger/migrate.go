@@ -34,18 +34,23 @@ type Migration struct {
 	File    string
 	// Applied is zero while the step is pending.
 	Applied time.Time
+	// SQL is the step's file, with its comments.
+	SQL string
 }
 
-// Migrate brings the schema up to this program's version and makes the first
-// partitions. It is a step of its own in a deployment: old and new programs both run
+// Migrate brings the schema up to this program's version, gives the ledger's users
+// their rights (ApplyGrants) and makes the first partitions. It is a step of its own in a deployment: old and new programs both run
 // on the schema between. Running it again, or twice at once, does no harm.
 func Migrate(ctx context.Context, cfg config.Ledger) error {
-	err := withProvider(ctx, cfg, func(p *goose.Provider) error {
+	err := withProvider(ctx, cfg, func(p *goose.Provider, _ fs.FS) error {
 		_, err := p.Up(ctx)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("migrating the ledger: %w", err)
+	}
+	if _, err := ApplyGrants(ctx, cfg); err != nil {
+		return err
 	}
 	l, err := Open(ctx, cfg, Deps{})
 	if err != nil {
@@ -59,12 +64,19 @@ func Migrate(ctx context.Context, cfg config.Ledger) error {
 // MigrationStatus returns every step of the schema, oldest first.
 func MigrationStatus(ctx context.Context, cfg config.Ledger) ([]Migration, error) {
 	var out []Migration
-	err := withProvider(ctx, cfg, func(p *goose.Provider) error {
+	err := withProvider(ctx, cfg, func(p *goose.Provider, files fs.FS) error {
 		all, err := p.Status(ctx)
-		for _, m := range all {
-			out = append(out, Migration{Version: m.Source.Version, File: m.Source.Path, Applied: m.AppliedAt})
+		if err != nil {
+			return err
 		}
-		return err
+		for _, m := range all {
+			text, err := fs.ReadFile(files, m.Source.Path)
+			if err != nil {
+				return err
+			}
+			out = append(out, Migration{Version: m.Source.Version, File: m.Source.Path, Applied: m.AppliedAt, SQL: string(text)})
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the ledger's schema version: %w", err)
@@ -72,7 +84,7 @@ func MigrationStatus(ctx context.Context, cfg config.Ledger) ([]Migration, error
 	return out, nil
 }
 
-func withProvider(ctx context.Context, cfg config.Ledger, do func(*goose.Provider) error) error {
+func withProvider(ctx context.Context, cfg config.Ledger, do func(*goose.Provider, fs.FS) error) error {
 	pc, err := poolConfig(cfg)
 	if err != nil {
 		return err
@@ -104,7 +116,7 @@ func withProvider(ctx context.Context, cfg config.Ledger, do func(*goose.Provide
 	if err != nil {
 		return err
 	}
-	return do(p)
+	return do(p, files)
 }
 
 // schemaVersion returns the last step applied, 0 for an empty database.

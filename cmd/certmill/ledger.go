@@ -14,7 +14,8 @@ func ledgerCommand() *cobra.Command {
 	c := &cobra.Command{Use: "ledger", Short: "The ledger's schema and upkeep", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
 	c.AddCommand(
-		ledgerTool("migrate", "Bring the ledger's schema up to this program; safe while the service runs", migrate),
+		migrateCommand(),
+		ledgerTool("users", "Make the ledger's users and give the owner the database; once, as its administrator", ledgerUsers),
 		ledgerTool("status", "Show the ledger's schema, issuers and signer epochs", ledgerStatus),
 		maintainCommand(),
 		reconcileCommand(),
@@ -43,21 +44,6 @@ func ledgerTool(use, short string, run func(*cobra.Command, roles.LedgerConfig) 
 		return run(c, cfg)
 	}
 	return c
-}
-
-func migrate(c *cobra.Command, cfg roles.LedgerConfig) error {
-	if err := ledger.Migrate(c.Context(), cfg.Ledger); err != nil {
-		return err
-	}
-	steps, err := ledger.MigrationStatus(c.Context(), cfg.Ledger)
-	if err != nil {
-		return err
-	}
-	version := int64(0)
-	for _, s := range steps {
-		version = max(version, s.Version)
-	}
-	return newPrinter(c).result(map[string]any{"version": version}, func(w *writer) { w.line("the ledger's schema is at version %d", version) })
 }
 
 // ledgerReport is what `ledger status` shows.

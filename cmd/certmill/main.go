@@ -112,7 +112,7 @@ func newRoot() *cobra.Command {
 		"start":        {devCommand(), loadtest.Command()},
 		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
 		"roles":        {gatewayCommand(), signerCommand(), ocspCommand(), stapleCommand()},
-		"operate":      {statusCommand(), topCommand(), consoleCommand(), caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), versionCommand()},
+		"operate":      {statusCommand(), topCommand(), consoleCommand(), caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), deployCommand(), versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group
