@@ -62,6 +62,10 @@ breaking: ## is the public API still compatible with proto/certmill.binpb?
 proto-baseline: ## after a release: make today's API the one that `breaking` compares with
 	cd proto && $(PROTO_TOOL) buf build -o certmill.binpb
 
+.PHONY: deploy-check
+deploy-check: ## helm lint and template, kubeconform, compose, Dockerfiles, systemd units
+	cd deploy/check && $(GO) test -count=1 ./...
+
 bench: deps build ## time per step, and CPU per certificate beside its cryptography
 	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime 1s -p 1 ./... | $(GO) run ./loadtest/bench
 

@@ -31,10 +31,24 @@ type PostgreSQLOptions struct {
 	// Throwaway is for tests: no fsync, no password, shutdown at once. A crash of the
 	// machine loses the data.
 	Throwaway bool
+	// Secure takes TLS connections alone, from users with a client certificate, as a
+	// deployment's ledger does. The superuser is then "root".
+	Secure *SecurePostgreSQL
 }
 
-// PostgreSQL is a running server whose superuser is "certmill".
+// SecurePostgreSQL says what a server with TLS is given.
+type SecurePostgreSQL struct {
+	// Server is the folder with the server's ca.pem, tls.pem and tls.key, Root that of
+	// its superuser.
+	Server, Root string
+	// Config and HBA are files to use: settings beside the defaults, and who may connect.
+	Config, HBA string
+}
+
+// PostgreSQL is a running server whose superuser is "certmill", or "root" where it is
+// secure.
 type PostgreSQL struct {
+	secure    *SecurePostgreSQL
 	proc      *Process
 	port      int
 	password  string
@@ -58,8 +72,8 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
-	p := &PostgreSQL{throwaway: o.Throwaway}
-	if !o.Throwaway {
+	p := &PostgreSQL{throwaway: o.Throwaway, secure: o.Secure}
+	if !o.Throwaway && o.Secure == nil {
 		if p.passFile, p.password, err = d.Secret("postgresql.password"); err != nil {
 			return nil, err
 		}
@@ -72,6 +86,9 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		return nil, err
 	}
 	if err := waitForPredecessor(ctx, data); err != nil {
+		return nil, err
+	}
+	if err := p.installSecrets(data, cred); err != nil {
 		return nil, err
 	}
 	if p.port, err = d.Port("postgresql", 0); err != nil {
@@ -107,6 +124,9 @@ func (p *PostgreSQL) arguments(data string) []string {
 	}
 	if p.throwaway {
 		set = append(set, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB")
+	}
+	if p.secure != nil {
+		set = append(set, "hba_file="+filepath.Join(data, "secure.hba"))
 	}
 	args := []string{"-D", data}
 	for _, s := range set {
@@ -148,10 +168,11 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	if err := errors.Join(os.RemoveAll(fresh), makeOwned(fresh, cred)); err != nil {
 		return err
 	}
-	args := []string{"-D", fresh, "-U", postgresUser, "--encoding=UTF8", "--locale=C", "--auth=trust"}
+	args := []string{"-D", fresh, "-U", p.superuser(), "--encoding=UTF8", "--locale=C", "--auth=trust"}
 	if p.throwaway {
 		args = append(args, "--no-sync")
-	} else {
+	}
+	if !p.throwaway && p.secure == nil {
 		pwfile := data + ".pw"
 		if err := os.WriteFile(pwfile, []byte(p.password), 0o600); err != nil {
 			return err
@@ -175,6 +196,44 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 		return err
 	}
 	return os.Rename(fresh, data)
+}
+
+// superuser returns the name of the user who may do everything.
+func (p *PostgreSQL) superuser() string {
+	if p.secure != nil {
+		return "root"
+	}
+	return postgresUser
+}
+
+// installSecrets copies a secure server's files into its data directory, where its
+// user can read them.
+func (p *PostgreSQL) installSecrets(data string, cred *syscall.Credential) error {
+	if p.secure == nil {
+		return nil
+	}
+	for from, to := range map[string]string{
+		filepath.Join(p.secure.Server, "ca.pem"):  "ca.pem",
+		filepath.Join(p.secure.Server, "tls.pem"): "tls.pem",
+		filepath.Join(p.secure.Server, "tls.key"): "tls.key",
+		p.secure.HBA:    "secure.hba",
+		p.secure.Config: "postgresql.auto.conf",
+	} {
+		text, err := os.ReadFile(from)
+		if err != nil {
+			return err
+		}
+		to = filepath.Join(data, to)
+		if err := os.WriteFile(to, text, 0o600); err != nil {
+			return err
+		}
+		if cred != nil {
+			if err := os.Chown(to, int(cred.Uid), int(cred.Gid)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // waitForPredecessor waits for a server of an earlier start that is still shutting down.
@@ -224,11 +283,20 @@ func (p *PostgreSQL) connect(ctx context.Context, database string) (*pgx.Conn, e
 	return pgx.ConnectConfig(ctx, cfg)
 }
 
-// URL returns the connection string of a database, without a password.
+// Port returns the TCP port on 127.0.0.1.
+func (p *PostgreSQL) Port() int { return p.port }
+
+// URL returns the superuser's connection string of a database, without a password.
 func (p *PostgreSQL) URL(database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.User(postgresUser), Host: "127.0.0.1:" + strconv.Itoa(p.port),
+		Scheme: "postgres", User: url.User(p.superuser()), Host: "127.0.0.1:" + strconv.Itoa(p.port),
 		Path: "/" + database, RawQuery: "sslmode=disable",
+	}
+	if p.secure != nil {
+		u.RawQuery = url.Values{
+			"sslmode": {"verify-full"}, "sslrootcert": {filepath.Join(p.secure.Root, "ca.pem")},
+			"sslcert": {filepath.Join(p.secure.Root, "tls.pem")}, "sslkey": {filepath.Join(p.secure.Root, "tls.key")},
+		}.Encode()
 	}
 	return u.String()
 }

@@ -17,6 +17,8 @@ type Command struct {
 	Args []string // without the program's name
 	// Env is the whole environment; nil means a minimal one with PATH, HOME and a C locale.
 	Env []string
+	// Dir is the working directory; "" means ours, or / for another user.
+	Dir string
 	// Log is the file to which standard output and error are appended.
 	Log string
 	// OnDeath is the signal that the child gets when this process dies (Linux); zero
@@ -47,8 +49,8 @@ func Start(c Command) (*Process, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = c.Env
 	cmd.Dir = "/"
-	if c.Credential == nil {
-		cmd.Dir = ""
+	if c.Dir != "" || c.Credential == nil {
+		cmd.Dir = c.Dir
 	}
 	if cmd.Env == nil {
 		cmd.Env = minimalEnv()

@@ -9,8 +9,8 @@ import (
 // The commands of each user of Redis. What a script calls must be allowed to the user
 // that runs it.
 const (
-	redisConnection = "+ping +hello +auth +select +client|setname +client|setinfo +command +readonly" +
-		" +cluster|slots +cluster|shards +cluster|nodes +cluster|myid +info"
+	redisConnection = "+@connection -@admin -@dangerous +info +command +readonly" +
+		" +cluster|slots +cluster|shards +cluster|nodes +cluster|myid"
 	redisRead  = "+get +hget +hmget +hgetall +hexists +hlen +exists +xread +xinfo|stream +dbsize"
 	redisWrite = "+set +hset +hsetnx +hdel +del +expire +xadd +evalsha +eval +script|load +time"
 )

@@ -164,9 +164,14 @@ func EventsStreamConfig(s Settings) jetstream.StreamConfig {
 		Discard:     jetstream.DiscardOld,
 		MaxAge:      time.Hour,
 		MaxBytes:    256 << 20,
-		MaxMsgSize:  MaxMessageBytes,
-		Storage:     s.storage(),
-		Replicas:    s.Replicas,
+		// -1 is no bound. The server says it so, and a stream that stands as wanted must
+		// compare as equal.
+		MaxMsgs:           -1,
+		MaxMsgsPerSubject: -1,
+
+		MaxMsgSize: MaxMessageBytes,
+		Storage:    s.storage(),
+		Replicas:   s.Replicas,
 	}
 }
 

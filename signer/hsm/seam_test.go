@@ -71,6 +71,11 @@ func (s *seam) OpenSession(slot, flags uint) (pkcs11.SessionHandle, error) {
 	if err := s.ask("OpenSession"); err != nil {
 		return 0, err
 	}
+	if flags&pkcs11.CKF_RW_SESSION == 0 {
+		if err := s.ask("OpenSession read-only"); err != nil {
+			return 0, err
+		}
+	}
 	return s.cryptoki.OpenSession(slot, flags)
 }
 

@@ -95,6 +95,10 @@ func (t *Token) openSession(s *session, flags uint) error {
 		return err
 	}
 	handle, err := t.module.lib.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|flags)
+	if readOnly := flags&pkcs11.CKF_RW_SESSION == 0; readOnly && errors.Is(err, pkcs11.Error(pkcs11.CKR_FUNCTION_FAILED)) {
+		// AWS CloudHSM's SDK 5 opens no read-only session (its known issues).
+		handle, err = t.module.lib.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	}
 	if err != nil {
 		return fmt.Errorf("C_OpenSession: %w", err)
 	}
