@@ -46,6 +46,8 @@ var grants = map[string]map[string][]right{
 		// A token counts its uses, and ends early when an operator deletes it.
 		"enrollment_tokens": {read, add, change, remove}, "token_uses": {read, add},
 		"audit": {read, add}, "audit_head": {read, change},
+		// An operator may take back what he has pulled forward.
+		"early_renewals": {read, add, remove},
 	},
 	SignerUser: {
 		"certificates": {read, add}, "certificate_names": {read, add}, "ledger_state": {read},
@@ -55,6 +57,8 @@ var grants = map[string]map[string][]right{
 		"issuers": {read}, "revocations": {read}, "goose_db_version": {read},
 		// The pieces of a CRL go when a later one stands; they can be made again.
 		"crl_sets": {read, add}, "crls": {read, add, change}, "crl_chunks": {read, add, remove},
+		"signature_strays": {read, add}, "ocsp_signers": {read, add},
+		"audit_head": {read}, "audit_heads": {read, add},
 	},
 	PresignerUser: {
 		"certificates": {read}, "revocations": {read}, "issuers": {read}, "ocsp_signers": {read}, "signer_epochs": {read},
@@ -73,7 +77,7 @@ func wanted(user, table string, r right) bool {
 
 // sequences are those that a user needs to add rows, where the dialect has sequences
 // of their own (CockroachDB).
-var sequences = map[string][]string{SignerUser: {"signer_epoch_ids", "crl_set_ids"}}
+var sequences = map[string][]string{SignerUser: {"signer_epoch_ids", "crl_set_ids", "ocsp_signer_ids"}}
 
 // CreateUsers makes the ledger's users where they are missing and gives the database
 // to the owner. cfg must be an administrator's: root of CockroachDB, a superuser of
