@@ -63,11 +63,13 @@ func natsRights(t *testing.T, s *Stack) {
 		"$JS.API.CONSUMER.DELETE.CERTMILL_SIGN.sign-issuing-first":        nil,
 		"$JS.API.CONSUMER.MSG.NEXT.CERTMILL_EVENTS.presign-issued":        {"presigner"},
 		"$JS.ACK.CERTMILL_SIGN.sign-issuing-first.1.1.1.1.0":              {"signer"},
+		"certmill.presence.signer":                                        {"signer"},
+		"certmill.presence.presigner":                                     {"presigner"},
 		"$SYS.REQ.SERVER.PING":                                            nil,
 		"anything.else":                                                   nil,
 	}
 	subscribe := map[string][]string{
-		"certmill.reply.*": {"gateway"}, "certmill.sign.>": nil, "certmill.event.>": nil,
+		"certmill.reply.*": {"gateway"}, "certmill.presence.*": {"gateway"}, "certmill.sign.>": nil, "certmill.event.>": nil,
 		"_INBOX.>": nil, "$JS.>": nil, "$SYS.>": nil, ">": nil,
 	}
 	for _, role := range []string{"gateway", "signer", "presigner", "viewer"} {
@@ -104,20 +106,20 @@ func natsRights(t *testing.T, s *Stack) {
 	})
 }
 
-// user is a connection that notes what the broker refuses.
-type user struct {
+// natsConn is a connection that notes what the broker refuses.
+type natsConn struct {
 	conn *nats.Conn
 	mu   sync.Mutex
 	n    int
 }
 
-func natsUser(t *testing.T, s *Stack, url, part string) *user {
+func natsUser(t *testing.T, s *Stack, url, part string) *natsConn {
 	t.Helper()
 	nkey, err := nats.NkeyOptionFromSeed(filepath.Join(s.Secrets(), part, "nats.nk"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &user{}
+	u := &natsConn{}
 	u.conn, err = nats.Connect(url, nkey, nats.Secure(clientTLS(t, s, part)), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
 		if errors.Is(err, nats.ErrPermissionViolation) {
 			u.mu.Lock()
@@ -132,7 +134,7 @@ func natsUser(t *testing.T, s *Stack, url, part string) *user {
 	return u
 }
 
-func (u *user) refusals() int {
+func (u *natsConn) refusals() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.n
@@ -140,7 +142,7 @@ func (u *user) refusals() int {
 
 // try reports whether the broker refused what do sends. The answer to a ping comes
 // after the refusal, which the client hands out in a goroutine of its own.
-func (u *user) try(t *testing.T, do func() error) bool {
+func (u *natsConn) try(t *testing.T, do func() error) bool {
 	t.Helper()
 	before := u.refusals()
 	if err := errors.Join(do(), u.conn.FlushTimeout(10*time.Second)); err != nil {

@@ -31,7 +31,7 @@ func natsRights(s Spec, part string) rights {
 		publish(func(i string) string { return queue.SignSubject(i, "*") })
 		publish(queue.RevokedSubject)
 		api("STREAM.INFO."+queue.SignStream, "STREAM.INFO."+queue.EventsStream)
-		r.subscribe = []string{queue.ReplySubject("*")}
+		r.subscribe = []string{queue.ReplySubject("*"), queue.PresenceSubject("*")}
 	case "signer":
 		r.publish = []string{queue.ReplySubject("*")}
 		publish(queue.IssuedSubject)
@@ -48,6 +48,9 @@ func natsRights(s Spec, part string) rights {
 		r.publish = append(r.publish, acks(queue.EventsStream)...)
 	case "viewer":
 		api("INFO", "STREAM.INFO.*", "STREAM.NAMES", "STREAM.LIST", "CONSUMER.INFO.*.*", "CONSUMER.NAMES.*", "CONSUMER.LIST.*")
+	}
+	if part != "viewer" {
+		r.publish = append(r.publish, queue.PresenceSubject(part))
 	}
 	return r
 }

@@ -73,9 +73,10 @@ func IssuedSubject(issuer string) string { return issuedPrefix + issuer }
 // RevokedSubject returns the subject of an issuer's RevokedEvent messages.
 func RevokedSubject(issuer string) string { return revokedPrefix + issuer }
 
-// isEvent reports whether messages on the subject tell what has happened.
+// isEvent reports whether messages on the subject tell what has happened, or how a
+// process is.
 func isEvent(subject string) bool {
-	return strings.HasPrefix(subject, issuedPrefix) || strings.HasPrefix(subject, revokedPrefix)
+	return strings.HasPrefix(subject, issuedPrefix) || strings.HasPrefix(subject, revokedPrefix) || strings.HasPrefix(subject, presencePrefix)
 }
 
 // ReplySubject returns the subject on which one start of one gateway takes replies.
