@@ -124,7 +124,6 @@ func TestComposeIsValid(t *testing.T) {
 	}
 	for name, service := range project.Services {
 		for _, v := range service.Volumes {
-			// What the operator makes is not here.
 			if v.Type != types.VolumeTypeBind || made(v.Source) {
 				continue
 			}
@@ -143,9 +142,11 @@ func TestComposeIsValid(t *testing.T) {
 	}
 }
 
+// made says what need not be here for the stack to start: what the operator makes, and
+// the rules and dashboards, without which Prometheus and Grafana are merely empty.
 func made(source string) bool {
-	for _, folder := range []string{"secrets", "public", "data"} {
-		if strings.Contains(source, "/compose/"+folder) {
+	for _, folder := range []string{"/compose/secrets", "/compose/public", "/compose/data", "/deploy/prometheus", "/deploy/grafana"} {
+		if strings.Contains(source, folder) {
 			return true
 		}
 	}
@@ -245,5 +246,19 @@ func TestTheConfigurationFilesExist(t *testing.T) {
 		if _, err := os.Stat(filepath.Join("../config", name)); errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
+	}
+}
+
+// Prometheus itself must take what it is given.
+func TestPrometheusConfiguration(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	if out, err := exec.Command(promtool, "check", "config", "--syntax-only", "../compose/monitoring/prometheus.yml").CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
