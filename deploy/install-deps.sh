@@ -28,6 +28,8 @@ if [ "${1:-}" = test ]; then
 	need nginx nginx-light
 	need haproxy haproxy
 	need pki strongswan-pki
+	need systemd-analyze systemd
+	need promtool prometheus
 	need chromium chromium
 	need prometheus prometheus
 	need promtool prometheus
