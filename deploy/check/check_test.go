@@ -1,4 +1,4 @@
-package check
+package main
 
 import (
 	"bytes"
@@ -22,7 +22,7 @@ import (
 
 const chart = "../helm/certmill"
 
-// kubernetesVersion is what the schemas are of; see schemas/gen.
+// kubernetesVersion is what the schemas are of; see main.go.
 const kubernetesVersion = "1.34.2"
 
 // tool runs one of this module's programs.

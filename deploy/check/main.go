@@ -1,6 +1,10 @@
-// Command gen writes the JSON schemas that kubeconform checks the chart with: those of
-// the kinds in it, from the OpenAPI document of Kubernetes and from KEDA's
-// CRD. It is run again for another version of Kubernetes.
+// The module check holds the checks of everything in deploy that is no Go code of the
+// product; `make deploy-check` runs its tests. It is a module of its own, since Helm and
+// its kin are large.
+//
+// Its program, `go run .` in this folder, writes the JSON schemas that kubeconform checks
+// the chart with: those of the kinds in it, from the OpenAPI document of Kubernetes and
+// from KEDA's CRD. Run it again for another version of Kubernetes.
 package main
 
 import (
