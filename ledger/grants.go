@@ -58,7 +58,8 @@ var grants = map[string]map[string][]right{
 		// The pieces of a CRL go when a later one stands; they can be made again.
 		"crl_sets": {read, add}, "crls": {read, add, change}, "crl_chunks": {read, add, remove},
 		"signature_strays": {read, add}, "ocsp_signers": {read, add},
-		"audit_head": {read}, "audit_heads": {read, add},
+		// It walks the audit chain before it signs the chain's head.
+		"audit": {read}, "audit_head": {read}, "audit_heads": {read, add},
 	},
 	PresignerUser: {
 		"certificates": {read}, "revocations": {read}, "issuers": {read}, "ocsp_signers": {read}, "signer_epochs": {read},
