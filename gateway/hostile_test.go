@@ -33,10 +33,15 @@ type frames struct {
 
 func (w *world) frames(t testing.TB) *frames {
 	t.Helper()
+	return w.framesAt(t, w.grpc)
+}
+
+func (w *world) framesAt(t testing.TB, address string) *frames {
+	t.Helper()
 	config := w.clientTLS()
 	config.NextProtos = []string{"h2"}
 	f := &frames{
-		t: t, conn: must(tls.Dial("tcp", w.grpc, config))(t), window: 65_535, first: 65_535,
+		t: t, conn: must(tls.Dial("tcp", address, config))(t), window: 65_535, first: 65_535,
 		stream: map[uint32]int64{}, ended: map[uint32]string{}, done: make(chan struct{}),
 	}
 	must(f.conn.Write([]byte(http2.ClientPreface)))(t)

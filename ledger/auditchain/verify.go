@@ -62,7 +62,6 @@ type Verifier struct {
 	walk    ledger.AuditWalk
 	issuers map[int32]*x509.Certificate
 	wanted  map[int64][sha256.Size]byte // of rows to come
-	last    ledger.SignedHead           // the youngest
 	// witnessed says that a file's check has taken the witness.
 	witnessed bool
 	report    Report
