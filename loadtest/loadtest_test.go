@@ -219,12 +219,29 @@ func TestWrongUsageIsToldBeforeAnythingStarts(t *testing.T) {
 		"by --hook, or":      {"scale", "--url", "https://a.test"},
 		"rising numbers":     {"scale", "--url", "https://a.test", "--hook", "true", "--signers", "2,1"},
 		"--precision":        {"capacity", "--url", "https://a.test", "--precision", "3"},
+		"--dev is missing":   {"fill", "--rows", "5"},
+		"at least one row":   {"fill", "--dev", stackWithALedger(t), "--rows", "0"},
 		"needs --serials":    {"run", "--target", "ocsp-get", "--url", "http://a.test", "--rate", "5"},
 	} {
 		if _, err := certmill(t, "text", args...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: error %v, want one about %q", args, err, want)
 		}
 	}
+}
+
+// stackWithALedger is the folder of a dev stack as far as `fill` looks at it before it
+// connects.
+func stackWithALedger(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "config", "signer-1.yaml")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("ledger:\n  url: postgres://127.0.0.1:1/none\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func TestTheEdgeIsFound(t *testing.T) {

@@ -30,9 +30,6 @@ type modelHSM struct {
 	latency time.Duration
 }
 
-// perSecond is what one signer can do at most.
-func (m modelHSM) perSecond() float64 { return float64(m.cores) / m.latency.Seconds() }
-
 var signerSteps = []int{1, 2, 4, 8, 16}
 
 const (
