@@ -59,6 +59,9 @@ func TestTheOperationsPage(t *testing.T) {
 			t.Errorf("%q is not in what the commands said:\n%s", want, last(out.String()))
 		}
 	}
+	if plan, err := os.ReadFile(filepath.Join(dir, "log", "plan.sql")); err != nil || !bytes.Contains(plan, []byte("CREATE TABLE certificates")) {
+		t.Errorf("the plan of the migration does not show its steps: %v\n%s", err, plan)
+	}
 	if console, err := os.ReadFile(filepath.Join(dir, "run", "console.html")); err != nil || !bytes.Contains(console, []byte("<html")) {
 		t.Errorf("the console was not opened: %v\n%s", err, console)
 	}
