@@ -181,6 +181,12 @@ func redisRights(t *testing.T, s *Stack) {
 		{"responder", "reads", true, func(ctx context.Context, c *redis.Client) error { return c.HGet(ctx, key, "f").Err() }},
 		{"responder", "reads elsewhere", false, func(ctx context.Context, c *redis.Client) error { return c.Get(ctx, "other").Err() }},
 		{"responder", "writes", false, func(ctx context.Context, c *redis.Client) error { return c.HSet(ctx, key, "f", "v").Err() }},
+		{"responder", "says how it is", true, func(ctx context.Context, c *redis.Client) error {
+			return c.HSet(ctx, "certmill:ocsp:presence", "test", "").Err()
+		}},
+		{"responder", "deletes what others say", false, func(ctx context.Context, c *redis.Client) error {
+			return c.Del(ctx, "certmill:ocsp:presence").Err()
+		}},
 		{"responder", "deletes", false, func(ctx context.Context, c *redis.Client) error { return c.Del(ctx, key).Err() }},
 		{"responder", "runs a script", false, func(ctx context.Context, c *redis.Client) error {
 			return c.Eval(ctx, "return redis.call('DEL', KEYS[1])", []string{key}).Err()
@@ -286,6 +292,27 @@ func noSecretInArguments(t *testing.T, s *Stack) {
 		for _, secret := range secrets {
 			if strings.Contains(string(line), secret) || strings.Contains(s.Log(name), secret) {
 				t.Errorf("%s shows a secret in its arguments or its log", name)
+			}
+		}
+	}
+}
+
+// noRoleLacksARight looks through the roles' logs for what the servers refuse: work in
+// the background fails there alone.
+func noRoleLacksARight(t *testing.T, s *Stack) {
+	for _, name := range s.started {
+		if !strings.HasPrefix(s.file.Services[name].Image, "certmill") {
+			continue
+		}
+		log, err := os.ReadFile(s.dir.Path("log", name+".log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(log)) {
+			for _, refusal := range []string{insufficient, "NOPERM", "Permissions Violation"} {
+				if strings.Contains(line, refusal) {
+					t.Errorf("%s: %s", name, line)
+				}
 			}
 		}
 	}

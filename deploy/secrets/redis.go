@@ -24,7 +24,8 @@ func redisUsers(s Spec, accepted []generation) (string, error) {
 	b.WriteString("user default off resetchannels -@all\n")
 	for _, u := range []struct{ name, rights string }{
 		{"presigner", "~" + keys + " resetchannels -@all " + redisConnection + " " + redisRead + " " + redisWrite},
-		{"responder", "%R~" + keys + " resetchannels -@all " + redisConnection + " " + redisRead},
+		// A responder writes one thing: how it is, where presigners look.
+		{"responder", "%R~" + keys + " resetchannels -@all " + redisConnection + " " + redisRead + " (~" + s.Namespace + ":ocsp:presence +hset)"},
 		{"viewer", "resetkeys resetchannels -@all " + redisConnection + " +dbsize"},
 		// replica follows a primary; sentinel watches and promotes (Redis, "High
 		// availability with Redis Sentinel", ACL).
