@@ -195,14 +195,25 @@ func (l *hsmLoad) end(t *testing.T) {
 		}
 	}
 	t.Logf("%d keys, %d certificates", l.asked.Load(), len(rows))
-	// It fails where an account is broken, or was left open by a process that died.
-	var accounts []struct{ Signatures, Committed int64 }
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		n := l.accounted(t)
+		if n >= int64(len(rows)) {
+			return
+		}
+		if time.Now().After(deadline) { // signers report every 10 s
+			t.Fatalf("%d signatures are accounted for, for %d certificates", n, len(rows))
+		}
+	}
+}
+
+// accounted returns how many signatures the accounts of all epochs have. It fails where
+// one is broken, or was left open by a process that died.
+func (l *hsmLoad) accounted(t *testing.T) (signatures int64) {
+	t.Helper()
+	var accounts []struct{ Signatures int64 }
 	l.service.runJSON(t, &accounts, "ledger", "reconcile", "--config", filepath.Join(l.service.dir, "config", "maintenance.yaml"))
-	var signatures int64
 	for _, a := range accounts {
 		signatures += a.Signatures
 	}
-	if signatures < int64(len(rows)) {
-		t.Errorf("%d signatures are accounted for, for %d certificates", signatures, len(rows))
-	}
+	return signatures
 }
