@@ -41,9 +41,10 @@ test: test-deps build ## all tests with the race detector, on real servers, end 
 test-mesh: build ## Istio's own CA client and go-spiffe against the binary; a module of its own, part of `test`
 	cd gateway/meshtest && CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 5m ./...
 
-generate: ## regenerate proto/ and docs/configuration.md
+generate: ## regenerate proto/, docs/configuration.md and docs/metrics.md
 	cd proto && $(PROTO_TOOL) buf generate
 	$(GO) run ./cmd/certmill/configref -write docs/configuration.md
+	$(GO) run ./cmd/certmill/metricsref -write docs/metrics.md
 
 lint: ## gofmt, go vet, staticcheck, import rules, shell syntax, the API's compatibility
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:"; echo "$$unformatted"; exit 1; fi

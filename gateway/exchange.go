@@ -60,7 +60,7 @@ func (x *exchange) about(in *certmillv1.IssueRequest) {
 func (x *exchange) end(ctx context.Context, err error) {
 	elapsed := time.Since(x.started)
 	kind := problem.KindOf(err)
-	x.observer.metrics.observe(x.route, kind, elapsed)
+	x.observer.metrics.observe(ctx, x.route, kind, elapsed)
 	x.observer.metrics.refuse(err)
 	if x.span.IsRecording() {
 		x.endSpan(kind, err)

@@ -122,7 +122,7 @@ func (a *grpcAPI) tap(ctx context.Context, info *tap.Info) (context.Context, err
 		context.AfterFunc(ctx, func() { a.unguarded.release(1) })
 	case !m.unbounded && a.service.inFlight.full():
 		refusal := a.service.inFlight.refusal()
-		a.observer.metrics.observe(m.route, problem.Overloaded, 0)
+		a.observer.metrics.observe(ctx, m.route, problem.Overloaded, 0)
 		a.observer.metrics.refuse(refusal)
 		return nil, problem.ToStatus(refusal).Err()
 	}

@@ -1,11 +1,13 @@
 package gateway
 
 import (
+	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/telemetry"
 )
 
 // route names a call in metrics, logs and traces. The set is closed.
@@ -115,9 +117,9 @@ func newMetrics(r prometheus.Registerer, s *service, listeners func() map[string
 	return m
 }
 
-func (m *metrics) observe(r route, kind problem.Kind, elapsed time.Duration) {
+func (m *metrics) observe(ctx context.Context, r route, kind problem.Kind, elapsed time.Duration) {
 	m.requests[r][kind].Inc()
-	m.duration[r].Observe(elapsed.Seconds())
+	telemetry.Observe(ctx, m.duration[r], elapsed.Seconds())
 }
 
 // refuse counts a failure that is Overloaded by its bound; another one is not counted.

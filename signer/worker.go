@@ -13,6 +13,7 @@ import (
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 )
@@ -116,7 +117,6 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 	l, r := w.line, w.r
 	start := time.Now()
 	wait := max(0, start.Sub(w.d.queued))
-	l.s.metrics.queueWait.Observe(wait.Seconds())
 
 	// Step 1: shape, and whether anybody still waits.
 	if err := queue.CheckRequest(r, l.issuer.Name); err != nil {
@@ -129,6 +129,7 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 		return nil, err
 	}
 	ctx, traced := queue.WithTraceParent(w.d.ctx, r.Traceparent)
+	telemetry.Observe(ctx, l.s.metrics.queueWait, wait.Seconds())
 	if traced {
 		_, span := l.s.tracer.Start(ctx, "queue.wait", trace.WithTimestamp(w.d.queued))
 		span.End()
@@ -205,7 +206,7 @@ func (w *walk) signOn(ctx context.Context, traced bool, s *seat, request *profil
 	p, err := w.prepare(ctx, traced, s, request)
 	prepared := time.Now()
 	w.prepareTime += prepared.Sub(start)
-	l.s.metrics.prepare.Observe(prepared.Sub(start).Seconds())
+	telemetry.Observe(ctx, l.s.metrics.prepare, prepared.Sub(start).Seconds())
 	if err != nil {
 		return ledger.Certificate{}, err
 	}
@@ -217,7 +218,7 @@ func (w *walk) signOn(ctx context.Context, traced bool, s *seat, request *profil
 	cert, err := p.Sign(ctx, s.key)
 	took := time.Since(prepared)
 	w.signTime += took
-	l.s.metrics.sign.Observe(took.Seconds())
+	telemetry.Observe(ctx, l.s.metrics.sign, took.Seconds())
 	if err == nil {
 		failpoint.Hit(failpoint.SignerSigned)
 		s.hand.signed(slot)
@@ -266,7 +267,7 @@ func (w *walk) commit(ctx context.Context, traced bool, cert ledger.Certificate)
 	failpoint.Hit(failpoint.SignerCommitted)
 	s.account.settle(w.seat, w.slot, out.Duplicate, err)
 	w.commitTime = time.Since(start)
-	s.metrics.commit.Observe(w.commitTime.Seconds())
+	telemetry.Observe(commitCtx, s.metrics.commit, w.commitTime.Seconds())
 	s.gate.note(err)
 	if err != nil {
 		return out, fmt.Errorf("committing certificate %s: %w", cert.Serial, err)

@@ -75,7 +75,7 @@ func newLogger(w io.Writer, role string, cfg config.Telemetry) (*slog.Logger, er
 	default:
 		return nil, fmt.Errorf("telemetry.log_format: %q is not json or text", cfg.LogFormat)
 	}
-	return slog.New(handler).With("role", role), nil
+	return slog.New(traced{handler}).With("role", role), nil
 }
 
 func newRegistry(role string) *prometheus.Registry {

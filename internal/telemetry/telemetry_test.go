@@ -15,8 +15,10 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/internal/config"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
@@ -177,5 +179,31 @@ func TestSpansReachTheCollectorByTheEndOfShutdown(t *testing.T) {
 	close(spans)
 	if got := <-spans; got != "gateway.issue" {
 		t.Fatalf("the collector got %q", got)
+	}
+}
+
+func TestALineAndAnExemplarNameTheTraceOfASampledRequest(t *testing.T) {
+	var out bytes.Buffer
+	tel, err := NewTo(&out, "gateway", config.DefaultTelemetry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := prometheus.NewHistogram(prometheus.HistogramOpts{Name: "certmill_test_seconds", Buckets: []float64{1}})
+	tel.Registry.MustRegister(h)
+	id := trace.TraceID{1, 2, 3}
+	for _, flags := range []trace.TraceFlags{0, trace.FlagsSampled} {
+		ctx := trace.ContextWithSpanContext(t.Context(), trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: trace.SpanID{4}, TraceFlags: flags}))
+		tel.Log.InfoContext(ctx, "request")
+		Observe(ctx, h, 0.5)
+		if sampled := flags != 0; strings.Contains(out.String(), `"trace_id":"`+id.String()+`"`) != sampled {
+			t.Errorf("sampled %t: %s", sampled, out.String())
+		}
+	}
+	r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+	r.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	w := httptest.NewRecorder()
+	tel.Handler(func() error { return nil }).ServeHTTP(w, r)
+	if !strings.Contains(w.Body.String(), `# {trace_id="`+id.String()+`"} 0.5`) {
+		t.Error("/metrics has no exemplar")
 	}
 }

@@ -52,3 +52,7 @@ func (m *metrics) made(revoked bool, took time.Duration, c ledger.CRL) {
 	m.duration.Observe(took.Seconds())
 	m.entries.Observe(float64(c.Entries))
 }
+
+// DescribeMetrics registers the metrics of a maker of CRLs that is not there, for their
+// reference. They must not be asked for values.
+func DescribeMetrics(r prometheus.Registerer) { newMetrics(r) }

@@ -70,3 +70,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(descNearest, prometheus.GaugeValue, float64(nearest))
 	}
 }
+
+// DescribeMetrics registers the metrics of a stapler that is not there, for their
+// reference. They must not be asked for values.
+func DescribeMetrics(r prometheus.Registerer) { newMetrics(r, &Stapler{}) }

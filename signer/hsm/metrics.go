@@ -113,3 +113,7 @@ func (m *metrics) reinitialised(err error) {
 	}
 	m.reinits.WithLabelValues("ok").Inc()
 }
+
+// DescribeMetrics registers the metrics of a token that is not there, for their
+// reference. They must not be asked for values.
+func DescribeMetrics(r prometheus.Registerer) { newMetrics(r, &Token{}) }

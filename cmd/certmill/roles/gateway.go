@@ -93,14 +93,18 @@ func runGateway(ctx context.Context, cfg GatewayConfig, tel *telemetry.Telemetry
 
 // hearRoles keeps what the processes of the service report.
 func hearRoles(conn *queue.Conn, roll *presence.Roll, tel *telemetry.Telemetry) func(context.Context) error {
-	refused := prometheus.NewCounter(prometheus.CounterOpts{Name: "certmill_gateway_reports_refused_total",
-		Help: "Reports of processes that no holder of the queue key has made."})
+	refused := newReportsRefused()
 	tel.Registry.MustRegister(refused)
 	return func(ctx context.Context) error {
 		return conn.HearReports(ctx, func(m *certmillv1.RoleStatus) {
 			roll.Hear(m) // one that another presigner has passed on already is no mistake
 		}, refused.Inc)
 	}
+}
+
+func newReportsRefused() prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Name: "certmill_gateway_reports_refused_total",
+		Help: "Reports of processes that no holder of the queue key has made."})
 }
 
 // reportGateway tells the other gateways how this one is.

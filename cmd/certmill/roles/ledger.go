@@ -68,7 +68,7 @@ func Maintain(ctx context.Context, cfg LedgerConfig) error {
 			return err
 		}
 		defer book.Close()
-		m := &maintenance{book: book, tel: tel, every: cfg.MaintainInterval}
+		m := &maintenance{book: book, tel: tel, every: cfg.MaintainInterval, metrics: newMaintenanceMetrics(tel.Registry)}
 		running(m)
 		return m.Run(ctx)
 	})
@@ -76,10 +76,11 @@ func Maintain(ctx context.Context, cfg LedgerConfig) error {
 
 // maintenance is the upkeep as a part.
 type maintenance struct {
-	book  *ledger.Ledger
-	tel   *telemetry.Telemetry
-	every time.Duration
-	last  atomic.Pointer[error] // of the last run
+	book    *ledger.Ledger
+	tel     *telemetry.Telemetry
+	every   time.Duration
+	metrics *maintenanceMetrics
+	last    atomic.Pointer[error] // of the last run
 }
 
 // Run maintains at once and then every interval. A run that fails is logged and the
@@ -94,6 +95,9 @@ func (m *maintenance) Run(ctx context.Context) error {
 			m.tel.Log.Error("the ledger's upkeep failed", "error", err)
 		} else if err == nil {
 			m.tel.Log.Info("the ledger is in order", "done", done)
+		}
+		if err := m.metrics.measure(ctx, m.book); err != nil && ctx.Err() == nil {
+			m.tel.Log.Warn("what expires could not be counted", "error", err)
 		}
 		select {
 		case <-ctx.Done():
