@@ -248,3 +248,17 @@ func parsePEMCertificates(data []byte) ([]*x509.Certificate, error) {
 	}
 	return certs, nil
 }
+
+// nearestExpiry is when the first active issuer expires, in Unix seconds.
+func (c *issuerCache) nearestExpiry() float64 {
+	var first time.Time
+	for _, i := range c.current().active {
+		if first.IsZero() || i.cert.NotAfter.Before(first) {
+			first = i.cert.NotAfter
+		}
+	}
+	if first.IsZero() {
+		return 0
+	}
+	return float64(first.Unix())
+}

@@ -37,7 +37,7 @@ type recorder struct{ metrics map[string]metric }
 
 type metric struct{ name, help, kind, labels string }
 
-var described = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*)", constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
+var described = regexp.MustCompile(`^Desc\{fqName: "([^"]*)", help: "(.*?)"(?:, unit: "[^"]*")?, constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
 
 // Register implements prometheus.Registerer.
 func (r *recorder) Register(c prometheus.Collector) error {
@@ -75,6 +75,8 @@ func (r *recorder) Unregister(prometheus.Collector) bool { return true }
 
 func kindOf(c prometheus.Collector, name string) string {
 	switch c.(type) {
+	case prometheus.Gauge, *prometheus.GaugeVec:
+		return "gauge"
 	case prometheus.Histogram, *prometheus.HistogramVec:
 		return "histogram"
 	}
