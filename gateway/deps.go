@@ -26,6 +26,9 @@ type Signer interface {
 	// Enqueue hands over a request that nobody waits for. A nil error says that the
 	// queue has it, nothing more: the caller must be able to enqueue it again.
 	Enqueue(ctx context.Context, request *queuev1.SignRequest, priority queue.Priority) error
+	// Expect says that n more requests are about to be given to Do, or, negative, that so
+	// many fewer are: they may travel together.
+	Expect(n int)
 	// Ready returns nil while requests can be brought to signers.
 	Ready() error
 }

@@ -41,6 +41,9 @@ type Dispatcher struct {
 
 	publishing sync.WaitGroup
 
+	coming atomic.Int64  // requests on their way to Do
+	none   chan struct{} // there are none any more
+
 	mu     sync.Mutex // guards all below
 	open   bool
 	link   context.Context // ends with the connection: what waits for the broker waits in vain
@@ -78,7 +81,7 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 	rand.Read(id[:]) // never fails (crypto/rand)
 	d := &Dispatcher{
 		cfg: cfg, conn: deps.Conn, log: deps.Log, reply: queue.ReplySubject(hex.EncodeToString(id[:])),
-		connected: make(chan struct{}, 1),
+		connected: make(chan struct{}, 1), none: make(chan struct{}, 1),
 		calls:     map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
 		recent: newRecentKeys(cfg.RecentKeys), budget: budgetCap,
 	}

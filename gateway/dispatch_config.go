@@ -18,8 +18,11 @@ type DispatcherConfig struct {
 	// caller's flood does not stand before the others.
 	MaxInFlight int `yaml:"max_in_flight"`
 	// MaxBatch bounds the requests in one message, 1 to 32. Requests that wait together
-	// travel together; nothing ever waits for company.
+	// travel together.
 	MaxBatch int `yaml:"max_batch"`
+	// Gather is how long a message waits at most for requests whose CSRs are being
+	// checked at that moment. One that nothing follows never waits. 0 switches it off.
+	Gather time.Duration `yaml:"gather"`
 	// MaxBatchBytes bounds the size of a message with several requests.
 	MaxBatchBytes int `yaml:"max_batch_bytes"`
 	// Publishers is how many messages of one issuer and priority may be on their way to
@@ -54,6 +57,7 @@ func DefaultDispatcherConfig() DispatcherConfig {
 		MaxPending:     4096,
 		MaxInFlight:    1024,
 		MaxBatch:       queue.MaxBatch,
+		Gather:         2 * time.Millisecond,
 		MaxBatchBytes:  256 << 10,
 		Publishers:     2,
 		PublishTimeout: 2 * time.Second,
@@ -87,6 +91,7 @@ func (c DispatcherConfig) Validate() error {
 	count("publishers", c.Publishers, 1, 64)
 	count("max_resends", c.MaxResends, 0, 10)
 	count("recent_keys", c.RecentKeys, 1, 10_000_000)
+	span("gather", c.Gather, 0, time.Second)
 	span("publish_timeout", c.PublishTimeout, 10*time.Millisecond, time.Minute)
 	span("call_timeout", c.CallTimeout, 10*time.Millisecond, 5*time.Minute)
 	span("down_grace", c.DownGrace, 0, time.Minute)

@@ -33,12 +33,47 @@ func (d *Dispatcher) publisher(l *lane) {
 	for {
 		// Callers that became ready at the same instant, woken by one reply, come along.
 		runtime.Gosched()
+		d.gather(l)
 		b, ok := d.nextBatch(l)
 		if !ok {
 			return
 		}
 		d.publish(b)
 	}
+}
+
+// Expect says that n more requests are about to be given to Do, or, negative, that so
+// many fewer are. A message waits a moment for them.
+func (d *Dispatcher) Expect(n int) {
+	if d.coming.Add(int64(n)) > 0 {
+		return
+	}
+	select {
+	case d.none <- struct{}{}:
+	default:
+	}
+}
+
+// gather waits for requests that are on their way, unless a message is full already.
+func (d *Dispatcher) gather(l *lane) {
+	if d.cfg.Gather == 0 || d.coming.Load() <= 0 || d.full(l) {
+		return
+	}
+	patience := time.NewTimer(d.cfg.Gather)
+	defer patience.Stop()
+	for d.coming.Load() > 0 {
+		select {
+		case <-d.none:
+		case <-patience.C:
+			return
+		}
+	}
+}
+
+func (d *Dispatcher) full(l *lane) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return l.waiting >= d.cfg.MaxBatch
 }
 
 // A batch is what goes out in one message.

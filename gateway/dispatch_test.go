@@ -202,6 +202,45 @@ func TestManyCallersGetTheirOwnAnswers(t *testing.T) {
 	m.settled()
 }
 
+func TestWhatIsExpectedTravelsTogether(t *testing.T) {
+	m := newMill(t, func(m *mill) { m.cfg.Gather = time.Second })
+	m.sign(millIssued)
+	const calls = 20
+	m.d.Expect(calls)
+	var wait sync.WaitGroup
+	for i := range calls {
+		wait.Go(func() {
+			if _, err := m.d.Do(patience(t), asking("mtls:a", strconv.Itoa(i)), queue.First); err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		})
+	}
+	until(t, "all wait in the lane", func() bool { return m.value("certmill_gateway_dispatch_waiting") == calls })
+	m.d.Expect(-calls)
+	wait.Wait()
+	if n := m.messages(); n != 1 {
+		t.Errorf("%d messages for %d requests that were expected", n, calls)
+	}
+	// Nothing waits for ever for what does not come.
+	m.d.Expect(1)
+	if _, err := m.d.Do(patience(t), asking("mtls:a", "alone"), queue.First); err != nil {
+		t.Error(err)
+	}
+	m.settled()
+}
+
+// messages returns how many messages went into the queue.
+func (m *mill) messages() (n uint64) {
+	families, err := m.registry.Gather()
+	m.check(err)
+	for _, f := range families {
+		if f.GetName() == "certmill_queue_batch_requests" {
+			n += f.Metric[0].GetHistogram().GetSampleCount()
+		}
+	}
+	return n
+}
+
 func TestEqualRequestsAreOneInTheQueue(t *testing.T) {
 	m := newMill(t, nil)
 	release := make(chan struct{})
@@ -636,8 +675,8 @@ func TestRecentKeysAreBounded(t *testing.T) {
 }
 
 func TestDispatcherConfigNamesEveryWrongKey(t *testing.T) {
-	err := DispatcherConfig{ResendBudget: 2}.Validate()
-	for _, key := range []string{"max_pending", "max_in_flight", "max_batch", "max_batch_bytes", "publishers", "publish_timeout", "call_timeout", "resend_budget", "retry_after", "recent_keys", "sample_interval"} {
+	err := DispatcherConfig{ResendBudget: 2, Gather: -1}.Validate()
+	for _, key := range []string{"max_pending", "max_in_flight", "max_batch", "max_batch_bytes", "gather", "publishers", "publish_timeout", "call_timeout", "resend_budget", "retry_after", "recent_keys", "sample_interval"} {
 		if err == nil || !strings.Contains(err.Error(), key) {
 			t.Errorf("%s is not named in %v", key, err)
 		}

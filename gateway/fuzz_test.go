@@ -31,6 +31,8 @@ func (f fixedSigner) Do(context.Context, *queuev1.SignRequest, queue.Priority) (
 	return f.result, nil
 }
 
+func (f fixedSigner) Expect(int) {}
+
 func (f fixedSigner) Enqueue(context.Context, *queuev1.SignRequest, queue.Priority) error { return nil }
 
 // alwaysIssuers is a ledger that knows issuers and nothing else.

@@ -56,7 +56,9 @@ func (s *service) issueNamed(ctx context.Context, c *Caller, requestID string, r
 
 // issueBy is issueNamed without its measurement; it also returns the priority.
 func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest, name func(*profile.Request)) (*issued, queue.Priority, error) {
+	s.signer.Expect(1)
 	p, err := s.prepare(ctx, c, r, name)
+	s.signer.Expect(-1)
 	if err != nil {
 		return nil, queue.First, err
 	}

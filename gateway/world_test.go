@@ -239,6 +239,8 @@ func (s *softSigner) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Pri
 	return s.sign(ctx, r)
 }
 
+func (s *softSigner) Expect(int) {}
+
 func (s *softSigner) Enqueue(ctx context.Context, r *queuev1.SignRequest, p queue.Priority) error {
 	if refuse := s.note(r, p); refuse != nil {
 		if err := refuse(ctx, r); err != nil {
