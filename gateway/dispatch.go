@@ -82,7 +82,7 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 	d := &Dispatcher{
 		cfg: cfg, conn: deps.Conn, log: deps.Log, reply: queue.ReplySubject(hex.EncodeToString(id[:])),
 		connected: make(chan struct{}, 1), none: make(chan struct{}, 1),
-		calls:     map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
+		calls: map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
 		recent: newRecentKeys(cfg.RecentKeys), budget: budgetCap,
 	}
 	d.link, d.unlink = context.WithCancel(context.Background())
