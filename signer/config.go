@@ -55,6 +55,13 @@ type Config struct {
 	// its account to the signature. Any number of signers on a machine may share it. It is
 	// no memory: nothing is lost with it but the exactness of that account. Empty: none.
 	StateDir string `yaml:"state_dir"`
+	// MaxClockSkew is by how much this clock may differ from the database's. Beyond it the
+	// signer takes no work and is not ready: it would issue certificates that are not
+	// valid yet, or too short.
+	MaxClockSkew time.Duration `yaml:"max_clock_skew"`
+	// ClockOffset sets this signer's clock wrong by so much, for drills: certmill chaos
+	// uses it to show that a signer with a wrong clock takes no work.
+	ClockOffset time.Duration `yaml:"clock_offset"`
 	// ShutdownTimeout bounds the end of what is in flight at shutdown.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
 	// NATS is the broker between gateways and signers.
@@ -77,6 +84,7 @@ func DefaultConfig() Config {
 		CommitTimeout:       10 * time.Second,
 		Committer:           ledger.DefaultCommitterConfig(),
 		EpochReportInterval: 10 * time.Second,
+		MaxClockSkew:        5 * time.Second,
 		ShutdownTimeout:     20 * time.Second,
 		NATS:                config.DefaultNATS(),
 		Ledger:              config.Ledger{MaxConnections: 8},
@@ -124,6 +132,8 @@ func (c Config) Validate() error {
 		{"deadline_slack", c.DeadlineSlack, 0, 10 * time.Second},
 		{"commit_timeout", c.CommitTimeout, 100 * time.Millisecond, time.Minute},
 		{"epoch_report_interval", c.EpochReportInterval, 100 * time.Millisecond, time.Hour},
+		{"max_clock_skew", c.MaxClockSkew, 100 * time.Millisecond, time.Hour},
+		{"clock_offset", c.ClockOffset, -24 * time.Hour, 24 * time.Hour},
 		{"shutdown_timeout", c.ShutdownTimeout, 100 * time.Millisecond, 5 * time.Minute},
 	} {
 		require(d.v >= d.lo && d.v <= d.hi, "%s must be %s to %s", d.key, d.lo, d.hi)

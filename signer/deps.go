@@ -58,6 +58,8 @@ type Ledger interface {
 	Lookup(ctx context.Context, keys []ledger.RequestKey) (map[ledger.RequestKey]ledger.Found, error)
 	// FailOrder ends an order that has no certificate.
 	FailOrder(ctx context.Context, id string, failure []byte) error
+	// ClockSkew returns our clock less the database's.
+	ClockSkew(ctx context.Context) (time.Duration, error)
 	// Ping returns nil when the ledger can be written to.
 	Ping(ctx context.Context) error
 }

@@ -142,7 +142,7 @@ func (l *line) room() int64 {
 			sessions += s.token.Sessions()
 		}
 	}
-	if sessions == 0 || !l.s.gate.isOpen() {
+	if sessions == 0 || !l.s.gate.isOpen() || l.s.skewed() != nil {
 		return 0
 	}
 	return min(int64(l.s.cfg.RunAhead*float64(sessions))-l.busy.Load(), int64(l.s.cfg.MaxInFlight)-l.s.inFlight.Load())
@@ -225,7 +225,7 @@ func (l *line) leave() {
 
 func (l *line) handBack(m *nats.Msg) {
 	if lane := l.laneOf(m); lane != nil {
-		if d, ok := lane.answer(m, time.Now(), l.log.Debug); ok {
+		if d, ok := lane.answer(m, l.s.now(), l.log.Debug); ok {
 			d.line = l
 			d.handBack(0)
 		}
@@ -243,7 +243,7 @@ func (l *line) laneOf(m *nats.Msg) *lane {
 
 // take opens a message and sets its requests to work.
 func (l *line) take(m *nats.Msg) {
-	now := time.Now()
+	now := l.s.now()
 	lane := l.laneOf(m)
 	if lane == nil {
 		return
@@ -296,8 +296,9 @@ func (l *line) unseal(d *delivery, lane *lane) error {
 func (l *line) begin(d *delivery, now time.Time) {
 	n := len(d.batch.Requests)
 	d.left.Store(int32(n))
-	d.shown = now
-	deadline := latest(d.batch.Requests, now)
+	d.shown = time.Now()
+	// By how much is left: contexts go by the machine's clock, which ours may be off.
+	deadline := time.Now().Add(latest(d.batch.Requests, now).Sub(now))
 	d.commitCtx, d.endCommit = context.WithDeadline(l.s.work, deadline.Add(l.s.cfg.CommitTimeout))
 	d.ctx, d.end = context.WithDeadline(d.commitCtx, deadline)
 	l.busy.Add(int64(n))

@@ -1,6 +1,8 @@
 package signer
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certmill/certmill/internal/problem"
@@ -49,6 +51,18 @@ func newMetrics(reg prometheus.Registerer, s *Signer) *metrics {
 	reg.MustRegister(m.requests)
 	gauge("in_flight", "Requests held, from the pull to the reply.", func() float64 { return float64(s.inFlight.Load()) })
 	gauge("max_in_flight", "Bound of certmill_signer_in_flight.", func() float64 { return float64(s.cfg.MaxInFlight) })
+	gauge("signatures_in_hand", "Signatures that are being made, or are made and not yet settled: neither a row nor written down as without one.", func() float64 {
+		n := 0
+		for _, l := range s.allLines() {
+			for _, seat := range l.allSeats() {
+				n += cap(seat.hand.free) - len(seat.hand.free)
+			}
+		}
+		return float64(n)
+	})
+	gauge("clock_skew_seconds", "This clock less the database's, as last measured; beyond max_clock_skew no work is taken.", func() float64 {
+		return time.Duration(s.skew.Load()).Seconds()
+	})
 	gauge("issuers", "Issuers served.", func() float64 { return float64(len(s.allLines())) })
 	gauge("ledger_paused", "1 while no work is taken since the ledger does not answer.", func() float64 {
 		if s.gate.isOpen() {

@@ -115,7 +115,7 @@ func (s *Signer) serve(ctx context.Context, p parts, tokens []Token, retry []hsm
 	background, stopBackground := context.WithCancel(work)
 	g, gctx := errgroup.WithContext(ctx)
 	var keep sync.WaitGroup
-	for _, fn := range []func(context.Context) error{s.showProgress, s.gate.keep, s.reportEpochs, s.keepAccount, s.report} {
+	for _, fn := range []func(context.Context) error{s.showProgress, s.gate.keep, s.reportEpochs, s.keepAccount, s.report, s.watchClock} {
 		keep.Go(func() { _ = fn(background) }) // they end with their context, without an error
 	}
 	g.Go(func() error { return s.serveIssuers(gctx, retry) })
@@ -147,7 +147,9 @@ func (s *Signer) serveIssuers(ctx context.Context, retry []hsm.Config) error {
 	settled := false
 	for {
 		if !settled {
-			settled = s.settle(ctx) == nil
+			// A clock that cannot be compared yet is compared before the issuers can be
+			// read: both ask the ledger.
+			settled = s.settle(ctx) == nil && s.measureClock(ctx) == nil
 		}
 		if settled {
 			s.mend(ctx)

@@ -38,6 +38,7 @@ type Signer struct {
 	work     context.Context // the requests'; ends when shutdown takes too long
 	inFlight atomic.Int64
 	serving  atomic.Bool
+	skew     atomic.Int64   // of our clock against the database's, nanoseconds
 	account  account        // signatures that are not settled
 	writing  sync.WaitGroup // replies and events
 
@@ -76,6 +77,11 @@ func New(cfg Config, deps Deps) (*Signer, error) {
 
 func newSigner(cfg Config, deps Deps) *Signer {
 	deps = deps.withDefaults()
+	if cfg.ClockOffset != 0 {
+		real := deps.Now
+		deps.Now = func() time.Time { return real().Add(cfg.ClockOffset) }
+		deps.Log.Warn("the clock is wrong on purpose", "clock_offset", cfg.ClockOffset)
+	}
 	s := &Signer{
 		cfg: cfg, deps: deps, log: deps.Log, tracer: deps.Tracer, now: deps.Now,
 		gate: newGate(nil, deps.Log), lines: map[int32]*line{}, outboxes: map[string]*batcher[outcome]{},
@@ -92,6 +98,9 @@ func (s *Signer) Ready() error {
 	}
 	if err := s.conn.Ready(); err != nil {
 		return err
+	}
+	if err := s.skewed(); err != nil {
+		return problem.Down("signer", time.Second, err)
 	}
 	if !s.gate.isOpen() {
 		return problem.Down("ledger", time.Second, nil)

@@ -22,7 +22,7 @@ import (
 // certificate already, and sets the others to work.
 func (l *line) serveKnown(d *delivery) {
 	defer l.work.Done()
-	now := time.Now()
+	now := l.s.now()
 	var keys []ledger.RequestKey
 	for _, r := range d.batch.Requests {
 		if l.mayBeKnown(d, r, now) {
@@ -125,7 +125,7 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 	if time.Duration(r.ReuseSeconds)*time.Second > ledger.MaxReuse {
 		return nil, problem.Rejected("reuse_seconds", "max_reuse", "a request key stands for at most %s", ledger.MaxReuse)
 	}
-	if err := l.timely(r, start); err != nil {
+	if err := l.timely(r, l.s.now()); err != nil {
 		return nil, err
 	}
 	ctx, traced := queue.WithTraceParent(w.d.ctx, r.Traceparent)
@@ -184,7 +184,7 @@ func (w *walk) prepareAndSign(ctx context.Context, traced bool, request *profile
 			return ledger.Certificate{}, problem.Down("hsm", time.Second, nil)
 		}
 		cert, err := w.signOn(ctx, traced, s, request)
-		if err == nil || try == 2 || !tokensFault(err) || l.timely(w.r, time.Now()) != nil || ctx.Err() != nil {
+		if err == nil || try == 2 || !tokensFault(err) || l.timely(w.r, l.s.now()) != nil || ctx.Err() != nil {
 			return cert, err
 		}
 		l.s.metrics.retries.Inc()

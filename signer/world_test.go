@@ -320,6 +320,16 @@ func (w *world) run(s *Signer, reg *prometheus.Registry, serve func(context.Cont
 	return r
 }
 
+// begin runs a signer without waiting until it is ready, and returns what stops it.
+func (w *world) begin(s *Signer) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	stop = sync.OnceValue(func() error { cancel(); return <-done })
+	w.t.Cleanup(func() { _ = stop() })
+	return stop
+}
+
 // start runs a signer on its configuration, as the command does.
 func (w *world) start() *running {
 	w.t.Helper()

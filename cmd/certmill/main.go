@@ -17,6 +17,7 @@ import (
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/loadtest"
+	"github.com/certmill/certmill/loadtest/chaos"
 )
 
 // The exit codes; they are part of the interface (see long).
@@ -112,7 +113,7 @@ func newRoot() *cobra.Command {
 		"start":        {devCommand(), loadtest.Command()},
 		"certificates": {issueCommand(), inspectCommand(), revokeCommand(), listCommand(), orderCommand(), tokenCommand()},
 		"roles":        {gatewayCommand(), signerCommand(), ocspCommand(), stapleCommand()},
-		"operate":      {statusCommand(), topCommand(), consoleCommand(), caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), deployCommand(), versionCommand()},
+		"operate":      {statusCommand(), topCommand(), consoleCommand(), caCommand(), renewEarlyCommand(), ledgerCommand(), auditCommand(), configCommand(), deployCommand(), versionCommand(), chaos.Command()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

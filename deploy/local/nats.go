@@ -1,6 +1,7 @@
 package local
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -94,4 +95,24 @@ func (n *NATS) Clients() int { return n.server.NumClients() }
 func (n *NATS) Stop() {
 	n.server.Shutdown()
 	n.server.WaitForShutdown()
+}
+
+// RunNATS runs a server by its configuration file, with its log on standard error, until
+// ctx ends.
+func RunNATS(ctx context.Context, file string) error {
+	opts, err := server.ProcessConfigFile(file)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", file, err)
+	}
+	opts.NoSigs = true
+	s, err := server.NewServer(opts)
+	if err != nil {
+		return fmt.Errorf("setting NATS up: %w", err)
+	}
+	s.ConfigureLogger()
+	s.Start()
+	<-ctx.Done()
+	s.Shutdown()
+	s.WaitForShutdown()
+	return nil
 }

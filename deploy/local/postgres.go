@@ -1,12 +1,14 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -34,6 +36,13 @@ type PostgreSQLOptions struct {
 	// Secure takes TLS connections alone, from users with a client certificate, as a
 	// deployment's ledger does. The superuser is then "root".
 	Secure *SecurePostgreSQL
+	// Host is the address to listen on; "" means 127.0.0.1. Who asks from elsewhere
+	// needs the password too.
+	Host string
+	// Namespace is the file of a network namespace to run in (Linux).
+	Namespace string
+	// Settings are further settings of the server, "name=value".
+	Settings []string
 }
 
 // SecurePostgreSQL says what a server with TLS is given.
@@ -54,6 +63,8 @@ type PostgreSQL struct {
 	password  string
 	passFile  string
 	throwaway bool
+	host      string
+	settings  []string
 }
 
 // StartPostgreSQL starts PostgreSQL on the directory's data and returns when it
@@ -72,7 +83,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
-	p := &PostgreSQL{throwaway: o.Throwaway, secure: o.Secure}
+	p := &PostgreSQL{throwaway: o.Throwaway, secure: o.Secure, host: cmp.Or(o.Host, "127.0.0.1"), settings: o.Settings}
 	if !o.Throwaway && o.Secure == nil {
 		if p.passFile, p.password, err = d.Secret("postgresql.password"); err != nil {
 			return nil, err
@@ -104,7 +115,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		onDeath = syscall.SIGQUIT
 	}
 	d.Release("postgresql")
-	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred})
+	p.proc, err = Start(Command{Name: "postgresql", Path: server, Args: p.arguments(data), Log: log, OnDeath: onDeath, Credential: cred, Namespace: o.Namespace})
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +127,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 
 func (p *PostgreSQL) arguments(data string) []string {
 	set := []string{
-		"listen_addresses=127.0.0.1", "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
+		"listen_addresses=" + p.host, "port=" + strconv.Itoa(p.port), "unix_socket_directories=",
 		"max_connections=200", fmt.Sprintf("shared_buffers=%dMB", sharedBuffers(totalMemory())>>20), "max_wal_size=8GB",
 		// Random keys touch a fresh page with most rows: full-page images are most of
 		// the WAL, and compressing them is what keeps big tables fast.
@@ -129,7 +140,7 @@ func (p *PostgreSQL) arguments(data string) []string {
 		set = append(set, "hba_file="+filepath.Join(data, "secure.hba"))
 	}
 	args := []string{"-D", data}
-	for _, s := range set {
+	for _, s := range append(set, p.settings...) {
 		args = append(args, "-c", s)
 	}
 	return args
@@ -192,10 +203,25 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
 	}
+	if p.host != "127.0.0.1" {
+		if err := admit(filepath.Join(fresh, "pg_hba.conf")); err != nil {
+			return err
+		}
+	}
 	if err := os.Remove(data); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.Rename(fresh, data)
+}
+
+// admit lets who has the password in from everywhere.
+func admit(hba string) error {
+	f, err := os.OpenFile(hba, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("host all all all scram-sha-256\n")
+	return errors.Join(err, f.Close())
 }
 
 // superuser returns the name of the user who may do everything.
@@ -289,7 +315,7 @@ func (p *PostgreSQL) Port() int { return p.port }
 // URL returns the superuser's connection string of a database, without a password.
 func (p *PostgreSQL) URL(database string) string {
 	u := url.URL{
-		Scheme: "postgres", User: url.User(p.superuser()), Host: "127.0.0.1:" + strconv.Itoa(p.port),
+		Scheme: "postgres", User: url.User(p.superuser()), Host: net.JoinHostPort(p.host, strconv.Itoa(p.port)),
 		Path: "/" + database, RawQuery: "sslmode=disable",
 	}
 	if p.secure != nil {

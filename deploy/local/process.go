@@ -26,6 +26,8 @@ type Command struct {
 	OnDeath syscall.Signal
 	// Credential is the user to run as; nil means our own.
 	Credential *syscall.Credential
+	// Namespace is the file of a network namespace to run in (Linux); "" means our own.
+	Namespace string
 }
 
 // Process is a child process. Its methods are safe for concurrent use.
@@ -61,7 +63,7 @@ func Start(c Command) (*Process, error) {
 	cmd.SysProcAttr = attributes(c.OnDeath, c.Credential)
 	p := &Process{name: c.Name, log: c.Log, cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
-	go p.run(started)
+	go p.run(c.Namespace, started)
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", c.Name, err)
 	}
@@ -70,9 +72,16 @@ func Start(c Command) (*Process, error) {
 
 // run owns the child from its start to its end. The parent-death signal is sent when
 // the thread that forked ends, not the process, so the thread is held.
-func (p *Process) run(started chan<- error) {
+// A thread that has gone into a namespace is never given back: it ends with this
+// goroutine.
+func (p *Process) run(namespace string, started chan<- error) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	if namespace == "" {
+		defer runtime.UnlockOSThread()
+	} else if err := enter(namespace); err != nil {
+		started <- err
+		return
+	}
 	if err := p.cmd.Start(); err != nil {
 		started <- err
 		return

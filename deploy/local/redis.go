@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,11 @@ import (
 type RedisOptions struct {
 	// Throwaway is for tests: no password, nothing on disk.
 	Throwaway bool
+	// Host is the address to listen on; "" means 127.0.0.1. A throw-away server has no
+	// password: keep it off networks.
+	Host string
+	// Namespace is the file of a network namespace to run in (Linux).
+	Namespace string
 }
 
 // Redis is a running server.
@@ -37,7 +43,8 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Redis{addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port))}
+	host := cmp.Or(o.Host, "127.0.0.1")
+	r := &Redis{addr: net.JoinHostPort(host, strconv.Itoa(port))}
 	data := d.Path("redis")
 	if err := os.MkdirAll(data, 0o700); err != nil {
 		return nil, err
@@ -45,7 +52,7 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 	// At its memory bound Redis refuses writes instead of forgetting answers: the
 	// presigner then says so, and nobody's `revoked` is evicted. Answers are hash values of
 	// up to 256 octets, which Redis then keeps in its compact form.
-	conf := fmt.Sprintf("bind 127.0.0.1\nport %d\ndir %q\nmaxmemory 1gb\nmaxmemory-policy noeviction\nappendonly no\nhash-max-listpack-value 256\n", port, data)
+	conf := fmt.Sprintf("bind %s\nport %d\ndir %q\nmaxmemory 1gb\nmaxmemory-policy noeviction\nappendonly no\nhash-max-listpack-value 256\n", host, port, data)
 	if o.Throwaway {
 		conf += "save \"\"\n"
 	} else {
@@ -62,7 +69,7 @@ func StartRedis(ctx context.Context, d *Dir, o RedisOptions) (*Redis, error) {
 		return nil, err
 	}
 	d.Release("redis")
-	if r.proc, err = Start(Command{Name: "redis", Path: server, Args: []string{d.Path("redis.conf")}, Log: log}); err != nil {
+	if r.proc, err = Start(Command{Name: "redis", Path: server, Args: []string{d.Path("redis.conf")}, Log: log, Namespace: o.Namespace}); err != nil {
 		return nil, err
 	}
 	if err := r.waitReady(ctx); err != nil {
