@@ -22,6 +22,7 @@ need redis-server redis-server
 need openssl openssl
 need curl curl
 need cc gcc
+[ "$(uname)" != Linux ] || need ip iproute2
 [ -e /usr/include/stdio.h ] || [ "$(uname)" = Darwin ] || missing+=(libc6-dev)
 if [ "${1:-}" = test ]; then
 	need certtool gnutls-bin
