@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/serial"
 	"github.com/certmill/certmill/ledger"
 )
@@ -65,7 +66,14 @@ func (s *Signer) adoptFile(ctx context.Context, path string) error {
 			return err
 		}
 		report.Final = true
-		if err := s.book.ReportEpoch(ctx, epoch, report); err != nil {
+		err = s.book.ReportEpoch(ctx, epoch, report)
+		if problem.KindOf(err) == problem.NotFound {
+			// The ledger was restored from a backup that is older than the epoch.
+			s.log.Error("the ledger does not know the epoch of a signer that died: what it signed is lost with what the ledger has lost",
+				"epoch", epoch, "signatures", report.Signatures, "kept_as", path+".lost")
+			return os.Rename(path, path+".lost")
+		}
+		if err != nil {
 			return fmt.Errorf("closing the account of epoch %d: %w", epoch, err)
 		}
 		s.log.Info("closed the account of a signer that died", "epoch", epoch, "signatures", report.Signatures,

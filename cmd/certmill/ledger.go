@@ -19,6 +19,7 @@ func ledgerCommand() *cobra.Command {
 		ledgerTool("status", "Show the ledger's schema, issuers and signer epochs", ledgerStatus),
 		maintainCommand(),
 		reconcileCommand(),
+		restoredCommand(),
 	)
 	return c
 }

@@ -39,6 +39,7 @@ type node struct {
 	held   bool          // not to be started
 	change chan struct{} // closed and replaced with every change
 	deaths int
+	extra  []string // of its environment, for the next start
 	done   chan struct{}
 }
 

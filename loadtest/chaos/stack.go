@@ -30,7 +30,6 @@ type stack struct {
 	nodes    []*node
 	byName   map[string]*node
 	settings map[string]settings // of the roles, by node
-	extra    map[string][]string // environment of a node, beside ours
 	stopAll  context.CancelFunc
 	database config.Ledger
 }
@@ -49,7 +48,7 @@ const spare = "signer-3"
 const ledgerSize = 400 << 20
 
 func newStack(dir *local.Dir, binary string, net *network, say func(string, ...any)) *stack {
-	s := &stack{dir: dir, binary: binary, net: net, say: say, byName: map[string]*node{}, settings: map[string]settings{}, extra: map[string][]string{}}
+	s := &stack{dir: dir, binary: binary, net: net, say: say, byName: map[string]*node{}, settings: map[string]settings{}}
 	for i, name := range nodeNames {
 		n := &node{name: name, number: i + 1, ip: net.address(i + 1), change: make(chan struct{}), done: make(chan struct{}), held: name == spare}
 		s.nodes = append(s.nodes, n)
@@ -185,7 +184,12 @@ func (s *stack) command(ctx context.Context, args ...string) ([]byte, error) {
 
 func (s *stack) environment(node string) []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+s.hsm.ConfigFile)
-	return append(env, s.extra[node]...)
+	if n := s.byName[node]; n != nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		env = append(env, n.extra...)
+	}
+	return env
 }
 
 // of returns the nodes of a role that are to run.
