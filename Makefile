@@ -13,7 +13,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp fuzz clean bench-overload vuln sbom
+.PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -90,6 +90,12 @@ vuln: ## known vulnerabilities that the code reaches; says so where the database
 
 sbom: build ## bin/certmill.cdx.json: every module in the binary (CycloneDX)
 	@deploy/supply-chain.sh sbom bin/certmill.cdx.json
+
+chaos: deps build ## break the service on purpose for three minutes and judge what it kept; SEED=… repeats a run
+	$(BIN) chaos $(if $(SEED),--seed $(SEED))
+
+failpoints: deps ## kill gateways and signers at every stop of a request's walk; nothing may be lost
+	CERTMILL_ALL_FAILPOINTS=1 $(GO) test -count=1 -v -timeout 9m -run TestNothingIsLost ./loadtest/chaos
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -71,6 +71,10 @@ type Limits struct {
 	MaxCallTimeout time.Duration `yaml:"max_call_timeout"`
 	// ShutdownTimeout is how long running calls may take to end at shutdown.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// ShutdownDelay lies between saying that the gateway is not ready and closing its
+	// listeners: as long as the balancer in front needs to notice, so that no call is
+	// refused in a rolling restart.
+	ShutdownDelay time.Duration `yaml:"shutdown_delay"`
 }
 
 func (l Limits) validate(e *keyErrors) {
@@ -110,6 +114,7 @@ func (l Limits) validate(e *keyErrors) {
 	} {
 		e.between(d.key, d.value, 10*time.Millisecond, 5*time.Minute)
 	}
+	e.between("limits.shutdown_delay", l.ShutdownDelay, 0, time.Minute)
 	e.require(l.CallerShare >= 0.1 && l.CallerShare <= 1, "limits.caller_share", "must be 0.1 to 1")
 	e.require(l.CallerRate >= 0 && l.CallerRate <= 1e6, "limits.caller_rate", "must be 0 to 1000000 a second")
 	e.require(l.NamesRate >= 0 && l.NamesRate <= 1e9, "limits.names_rate", "must be 0 to 1000000000 an hour")

@@ -245,6 +245,9 @@ func (g *Gateway) serve(ctx context.Context) error {
 	<-failed.Done() // ctx has ended, or a server has failed
 	g.stopping.Store(true)
 	grpcHealth.Shutdown()
+	if ctx.Err() != nil {
+		time.Sleep(g.cfg.Limits.ShutdownDelay) // calls go on as before
+	}
 	g.shutdown(httpServer, grpcServer)
 	err := servers.Wait()
 	stopLoops()

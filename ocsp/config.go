@@ -59,6 +59,9 @@ type Config struct {
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// ShutdownTimeout is how long running requests may take to end at shutdown.
 	ShutdownTimeout time.Duration `yaml:"shutdown_timeout"`
+	// ShutdownDelay lies between saying that the responder is not ready and closing its
+	// listener: as long as the balancer in front needs to notice.
+	ShutdownDelay time.Duration `yaml:"shutdown_delay"`
 	// Redis is where the answers are.
 	Redis config.Redis `yaml:"redis"`
 	// Telemetry is what the responder tells of itself.
@@ -121,6 +124,7 @@ func (c Config) Validate() error {
 		{"write_timeout", c.WriteTimeout, 100 * time.Millisecond, time.Minute},
 		{"idle_timeout", c.IdleTimeout, 100 * time.Millisecond, time.Hour},
 		{"shutdown_timeout", c.ShutdownTimeout, 0, time.Minute},
+		{"shutdown_delay", c.ShutdownDelay, 0, time.Minute},
 	} {
 		require(d.v >= d.min && d.v <= d.max, "%s must be %s to %s", d.key, d.min, d.max)
 	}

@@ -53,9 +53,10 @@ type Responder struct {
 	sharedMu  sync.Mutex
 	reloaded  time.Time // when reloadOnce last read; sharedMu guards it
 
-	started time.Time
-	heard   atomic.Int64 // when changes were last heard, nanoseconds after started
-	addr    chan net.Addr
+	started  time.Time
+	stopping atomic.Bool
+	heard    atomic.Int64 // when changes were last heard, nanoseconds after started
+	addr     chan net.Addr
 }
 
 // New checks cfg and makes a Responder; it opens nothing.
@@ -133,6 +134,8 @@ func (r *Responder) serve(ctx context.Context, listener net.Listener) error {
 	select {
 	case err = <-done:
 	case <-ctx.Done():
+		r.stopping.Store(true)
+		time.Sleep(r.cfg.ShutdownDelay) // requests are answered as before
 	}
 	shutdown, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.ShutdownTimeout)
 	defer cancel()
@@ -158,6 +161,9 @@ func (r *Responder) Addr(ctx context.Context) (net.Addr, error) {
 // Ready reports why requests cannot be answered now, or nil: the issuers are known,
 // and Redis is heard. What the cache holds is answered even when it is not ready.
 func (r *Responder) Ready() error {
+	if r.stopping.Load() {
+		return errors.New("ocsp responder: shutting down")
+	}
 	if d := r.directory.Load(); d == nil || len(d.templates) == 0 {
 		return errors.New("ocsp responder: no issuer with an OCSP signer was read from Redis yet")
 	}

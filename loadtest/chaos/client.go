@@ -131,6 +131,13 @@ func (e *statusError) Error() string { return fmt.Sprintf("HTTP %d: %s", e.code,
 
 func (c *caller) rest(ctx context.Context, method, path string, in, out proto.Message) error {
 	var body io.Reader
+	key := ""
+	if r, ok := in.(*certmillv1.IssueRequest); ok {
+		// In the header, which tells Go's client too that the call may be repeated on
+		// another connection when the server closes this one.
+		key = r.RequestId
+		in = &certmillv1.IssueRequest{Csr: r.Csr, Profile: r.Profile}
+	}
 	if in != nil {
 		data, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(in)
 		if err != nil {
@@ -144,6 +151,9 @@ func (c *caller) rest(ctx context.Context, method, path string, in, out proto.Me
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("Accept", "application/json")
+	if key != "" {
+		request.Header.Set("Idempotency-Key", key)
+	}
 	if end, ok := ctx.Deadline(); ok {
 		request.Header.Set("Prefer", fmt.Sprintf("wait=%d", max(1, int(time.Until(end).Seconds()))))
 	}

@@ -62,7 +62,8 @@ func TestNothingIsLostWhereverAProcessDies(t *testing.T) {
 		var work sync.WaitGroup
 		for range 12 {
 			op++
-			work.Go(func() { r.load.operate(t.Context(), op) })
+			number := op
+			work.Go(func() { r.load.operate(t.Context(), number) })
 		}
 		select {
 		case <-doomed.Done():

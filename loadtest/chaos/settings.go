@@ -68,7 +68,7 @@ func (s *stack) writeSettings(context.Context) error {
 	tokens := []settings{{"module": s.hsm.Module, "token_label": s.token.Label, "pin_file": s.token.PINFile}}
 	common := map[string]settings{
 		"maintenance": {"ledger": ledger(2)},
-		"responder":   {"redis": store},
+		"responder":   {"redis": store, "shutdown_delay": "1s"},
 		"presigner":   {"redis": store, "nats": nats, "ledger": ledger(4), "tokens": tokens, "lease": "3s", "health_poll": "1s"},
 		"signer": {"tokens": tokens, "profiles_dir": s.dir.Path("profiles"), "state_dir": s.dir.Path("state"),
 			"nats": nats, "ledger": ledger(8), "issuer_refresh": "1s", "epoch_report_interval": "2s", "commit_timeout": "5s"},
@@ -76,6 +76,7 @@ func (s *stack) writeSettings(context.Context) error {
 			"tls":       settings{"cert_file": s.dir.Path("gateway.pem"), "key_file": s.dir.Path("gateway.key")},
 			"operators": []settings{{"match": callerID, "roles": []string{"admin"}}}, "profiles_dir": s.dir.Path("profiles"),
 			"nats": nats, "ledger": ledger(8), "issuer_refresh": "1s",
+			"limits": settings{"shutdown_delay": "1s"},
 			"orders": settings{"sweep_interval": "1s", "stale_after": "3s"},
 		},
 	}
