@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	retries    *prometheus.CounterVec
 	maintained prometheus.Gauge
+	volatile   prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer, l *Ledger) *metrics {
@@ -27,6 +28,9 @@ func newMetrics(r prometheus.Registerer, l *Ledger) *metrics {
 		retries: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "certmill_ledger_retries_total", Help: "Statements and transactions run again, by cause: conflict (40001 and the like) or ambiguous (a connection was lost).",
 		}, []string{"cause"}),
+		volatile: f.NewGauge(prometheus.GaugeOpts{
+			Name: "certmill_ledger_volatile_settings", Help: "How many settings of the database let it lose what it has acknowledged (fsync, full_page_writes); 0 wherever certificates matter.",
+		}),
 		maintained: f.NewGauge(prometheus.GaugeOpts{
 			Name: "certmill_ledger_maintained_timestamp_seconds", Help: "When this process last finished or skipped Maintain without an error. The ledger wants it once a day from one process at least.",
 		}),

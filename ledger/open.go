@@ -89,9 +89,18 @@ func Open(ctx context.Context, cfg config.Ledger, deps Deps) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := probe(ctx, base.ConnConfig)
+	d, durable, err := probe(ctx, base.ConnConfig)
 	if err != nil {
 		return nil, err
+	}
+	if durable.lazy {
+		// A row whose commit was acknowledged must outlive the machine: see invariant 1 in
+		// docs/architecture.md. Any user may set this, so we do, for our sessions.
+		deps.Log.Warn("the database has synchronous_commit off; this program's sessions switch it on")
+		base.ConnConfig.RuntimeParams["synchronous_commit"] = "on"
+	}
+	if len(durable.off) > 0 {
+		deps.Log.Error("the database does not keep what it has acknowledged: a crash of its machine loses certificates that were released", "off", durable.off)
 	}
 	l := &Ledger{dialect: d, log: deps.Log, now: deps.Now}
 	total := cfg.MaxConnections
@@ -106,6 +115,7 @@ func Open(ctx context.Context, cfg config.Ledger, deps Deps) (*Ledger, error) {
 		return nil, fmt.Errorf("opening the ledger's reading sessions: %w", err)
 	}
 	l.metrics = newMetrics(deps.Registry, l)
+	l.metrics.volatile.Set(float64(len(durable.off)))
 	return l, nil
 }
 
@@ -179,23 +189,38 @@ func sessions(base *pgxpool.Config, d dialect, isolation, readOnly string, n int
 	return pc
 }
 
-// probe asks the database what it is and which schema it has.
-func probe(ctx context.Context, cc *pgx.ConnConfig) (dialect, error) {
+// durability is how far the database keeps what it has acknowledged.
+type durability struct {
+	lazy bool     // synchronous_commit is off
+	off  []string // fsync, full_page_writes
+}
+
+// probe asks the database what it is, which schema it has, and whether commits last.
+func probe(ctx context.Context, cc *pgx.ConnConfig) (d dialect, kept durability, err error) {
 	conn, err := pgx.ConnectConfig(ctx, cc)
 	if err != nil {
-		return "", problem.Down("ledger", time.Second, err)
+		return "", kept, problem.Down("ledger", time.Second, err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	d, err := dialectOf(ctx, conn)
+	d, err = dialectOf(ctx, conn)
 	if err != nil {
-		return "", problem.Down("ledger", time.Second, err)
+		return "", kept, problem.Down("ledger", time.Second, err)
 	}
 	have, err := schemaVersion(ctx, conn)
 	if err != nil {
-		return "", problem.Down("ledger", time.Second, err)
+		return "", kept, problem.Down("ledger", time.Second, err)
 	}
 	if have < migrations.Version {
-		return "", &SchemaError{Have: have, Want: migrations.Version}
+		return "", kept, &SchemaError{Have: have, Want: migrations.Version}
 	}
-	return d, nil
+	if d != postgres {
+		return d, kept, nil
+	}
+	if kept.lazy, err = lazyCommit(ctx, conn); err == nil {
+		kept.off, err = volatile(ctx, conn)
+	}
+	if err != nil {
+		return "", kept, problem.Down("ledger", time.Second, err)
+	}
+	return d, kept, nil
 }

@@ -2,6 +2,7 @@ package ledgertest
 
 import (
 	"errors"
+	"github.com/jackc/pgx/v5"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +13,7 @@ import (
 )
 
 var openTests = map[string]func(*testing.T, *env){
+	"commits are synchronous whatever the server says":        synchronousCommits,
 	"migrating again changes nothing, and the status says so": migrateAgain,
 	"an old schema is refused with what to run":               oldSchema,
 	"a server that is not there is Unavailable":               noServer,
@@ -71,3 +73,25 @@ func noPassword(t *testing.T, e *env) {
 }
 
 func ping(t *testing.T, e *env) { noError(t, e.Ping(t.Context())) }
+
+func synchronousCommits(t *testing.T, e *env) {
+	e.onPostgreSQL(t)
+	conn := e.connect(t)
+	var database string
+	noError(t, conn.QueryRow(t.Context(), `SELECT current_database()`).Scan(&database))
+	_, err := conn.Exec(t.Context(), `ALTER DATABASE `+pgx.Identifier{database}.Sanitize()+` SET synchronous_commit = off`)
+	noError(t, err)
+	l := Reopen(t, e.url, ledger.Deps{})
+	// What the ledger's own sessions work with shows in what one of their triggers sees.
+	_, err = conn.Exec(t.Context(), `CREATE TABLE seen (mode text);
+		CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO seen VALUES (current_setting('synchronous_commit')); RETURN NEW; END $$;
+		CREATE TRIGGER note AFTER INSERT ON signer_epochs FOR EACH ROW EXECUTE FUNCTION note()`)
+	noError(t, err)
+	_, err = l.StartEpoch(t.Context(), ledger.Epoch{Signer: "s", Issuer: 1, Token: "t"})
+	noError(t, err)
+	var mode string
+	noError(t, conn.QueryRow(t.Context(), `SELECT mode FROM seen`).Scan(&mode))
+	if mode != "on" {
+		t.Errorf("the ledger commits with synchronous_commit %s", mode)
+	}
+}
