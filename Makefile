@@ -95,7 +95,7 @@ chaos: deps build ## break the service on purpose for three minutes and judge wh
 	$(BIN) chaos $(if $(SEED),--seed $(SEED))
 
 failpoints: deps ## kill gateways and signers at every stop of a request's walk; nothing may be lost
-	CERTMILL_ALL_FAILPOINTS=1 $(GO) test -count=1 -v -timeout 9m -run TestNothingIsLost ./loadtest/chaos
+	CERTMILL_ALL_FAILPOINTS=1 $(GO) test -count=1 -v -timeout 9m -run TestReliability/nothing ./loadtest/chaos
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)
 	@for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

@@ -22,9 +22,11 @@ if [ -n "${LEDGER_PASSWORD_FILE:-}" ]; then
 	PGPASSWORD=$(cat "$LEDGER_PASSWORD_FILE")
 	export PGPASSWORD
 fi
-database=${LEDGER_URL##*/}
-database=${database%%\?*}
-admin=${LEDGER_URL/\/$database/\/postgres}
+plain=${LEDGER_URL%%\?*}
+database=${plain##*/}
+on() { echo "${plain%/*}/$1${LEDGER_URL#"$plain"}"; } # the URL of another database
+admin=$(on postgres)
+restoring=$(on "${database}_restoring")
 step() { echo "== $*"; }
 query() { psql --no-psqlrc --quiet --tuples-only --no-align --set ON_ERROR_STOP=1 "$@"; }
 
@@ -46,12 +48,12 @@ restore)
 	fi
 	step "2. the backup into a database of its own, so that a failure changes nothing"
 	query --command="DROP DATABASE IF EXISTS \"${database}_restoring\"" --command="CREATE DATABASE \"${database}_restoring\"" "$admin" >/dev/null
-	pg_restore --exit-on-error --no-owner --dbname="${LEDGER_URL/\/$database/\/${database}_restoring}" "$file"
+	pg_restore --exit-on-error --no-owner --dbname="$restoring" "$file"
 	step "3. its schema for this program, and no epoch or CRL number again"
-	restoring=(--url "${LEDGER_URL/\/$database/\/${database}_restoring}")
-	[ -z "${LEDGER_PASSWORD_FILE:-}" ] || restoring+=(--password-file "$LEDGER_PASSWORD_FILE")
-	"$certmill" ledger migrate "${restoring[@]}"
-	"$certmill" ledger restored --gap "${EPOCH_GAP:-10000}" "${restoring[@]}"
+	there=(--url "$restoring")
+	[ -z "${LEDGER_PASSWORD_FILE:-}" ] || there+=(--password-file "$LEDGER_PASSWORD_FILE")
+	"$certmill" ledger migrate "${there[@]}"
+	"$certmill" ledger restored --gap "${EPOCH_GAP:-10000}" "${there[@]}"
 	step "4. in the place of the lost one, which is kept as ${database}_lost"
 	query --command="DROP DATABASE IF EXISTS \"${database}_lost\" WITH (FORCE)" "$admin"
 	if [ "$(query --command="SELECT count(*) FROM pg_database WHERE datname = '$database'" "$admin")" = 1 ]; then

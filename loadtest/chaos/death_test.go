@@ -11,16 +11,15 @@ import (
 	"github.com/certmill/certmill/internal/failpoint"
 )
 
-// TestNothingIsLostWhereverAProcessDies kills a gateway or a signer with SIGKILL at
+// nothingIsLostWhereverAProcessDies kills a gateway or a signer with SIGKILL at
 // every stop of the walk of a request. Every request gets its certificate, and the
 // account of every epoch closes. Without CERTMILL_ALL_FAILPOINTS=1 it takes the four
 // stops between the signature and the reply (make failpoints: all).
-func TestNothingIsLostWhereverAProcessDies(t *testing.T) {
+func nothingIsLostWhereverAProcessDies(t *testing.T, r *drill) {
 	points := []string{failpoint.SignerSigned, failpoint.SignerCommitting, failpoint.SignerCommitted, failpoint.SignerReplying}
 	if os.Getenv("CERTMILL_ALL_FAILPOINTS") != "" {
 		points = failpoint.All
 	}
-	r := newDrill(t)
 	all := r.load.callers
 	op := 0
 	for _, point := range points {
@@ -83,6 +82,9 @@ func TestNothingIsLostWhereverAProcessDies(t *testing.T) {
 	}
 	time.Sleep(3 * time.Second) // the accounts of the dead are closed a second after a start
 	r.acquitted(t)
+	for _, n := range r.stack.of("signer") { // the judge has stopped them
+		n.revive()
+	}
 }
 
 var errNotYet = errors.New("it has not started again")

@@ -30,6 +30,24 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// TestReliability shows, on one service of plain processes, what docs/reliability.md
+// promises.
+func TestReliability(t *testing.T) {
+	r := newDrill(t)
+	for _, part := range []struct {
+		name string
+		test func(*testing.T, *drill)
+	}{
+		{"nothing is lost wherever a process dies", nothingIsLostWhereverAProcessDies},
+		{"a rolling restart fails no call", aRollingRestartFailsNoCall},
+		{"the ledger is restored by the runbook", theLedgerIsRestoredByTheRunbook},
+	} {
+		if !t.Run(part.name, func(t *testing.T) { part.test(t, r) }) {
+			return // what follows would fail for the same reason
+		}
+	}
+}
+
 // needServers skips where the servers are not installed, and fails there in CI.
 func needServers(t *testing.T) {
 	t.Helper()
@@ -81,8 +99,8 @@ func newDrill(t *testing.T) *drill {
 			t.Error(err)
 		}
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	t.Cleanup(cancel)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
 	if err := s.up(ctx); err != nil {
 		t.Fatal(err)
 	}

@@ -19,10 +19,9 @@ import (
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
-// TestTheLedgerIsRestoredByTheRunbook backs the ledger up, goes on, loses it and
+// theLedgerIsRestoredByTheRunbook backs the ledger up, goes on, loses it and
 // restores it with the runbook's script.
-func TestTheLedgerIsRestoredByTheRunbook(t *testing.T) {
-	r := newDrill(t)
+func theLedgerIsRestoredByTheRunbook(t *testing.T, r *drill) {
 	s := r.stack
 	script, err := filepath.Abs("../../deploy/runbooks/restore.sh")
 	if err != nil {
@@ -35,7 +34,7 @@ func TestTheLedgerIsRestoredByTheRunbook(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	op := 0
+	op := 10_000
 	issue := func() (*certmillv1.IssueRequest, *certmillv1.Certificate) {
 		t.Helper()
 		op++
