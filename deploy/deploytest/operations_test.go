@@ -34,7 +34,7 @@ func TestTheOperationsPage(t *testing.T) {
 	dir, credential := emptyFolder(t)
 	env := []string{"SRC=" + source, "HOME=" + dir, "LC_ALL=C.UTF-8", "PATH=" + programs(t)}
 	for name, port := range freePorts(t, "PGPORT", "NATS1", "NATS2", "NATS3", "ROUTE1", "ROUTE2", "ROUTE3", "MON1", "MON2", "MON3",
-		"REDIS", "REST", "GRPC", "OCSP", "M1", "M2", "M3", "M4", "M5") {
+		"REDIS", "REST", "GRPC", "CONSOLE", "OCSP", "M1", "M2", "M3", "M4", "M5") {
 		env = append(env, name+"="+strconv.Itoa(port))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
