@@ -36,7 +36,7 @@ type issuerSet struct {
 	// roots are, by the name of an issuer, what those who trust it must trust: the roots of
 	// all its generations and the other generations of those roots, the present one first.
 	roots map[string][][]byte
-	// sequence grows whenever a generation is added or expires.
+	// sequence grows whenever a generation is added, expires or is closed.
 	sequence int
 	// certs are the issuing certificates that have not expired.
 	certs  []*x509.Certificate
@@ -133,7 +133,7 @@ func newIssuerSet(rows []ledger.Issuer, now time.Time) (*issuerSet, error) {
 		}
 		set.byID[row.ID] = i
 		set.sequence++
-		if now.After(i.cert.NotAfter) {
+		if i.over(now) {
 			set.sequence++
 			continue
 		}
@@ -161,7 +161,7 @@ func rootsByName(set *issuerSet, now time.Time) map[string][][]byte {
 	anchors := map[string]string{} // name of a root by its DER
 	var live []*issuer
 	for _, i := range set.byID {
-		if now.After(i.cert.NotAfter) {
+		if i.over(now) {
 			continue
 		}
 		live = append(live, i)
@@ -224,6 +224,11 @@ func newIssuer(row ledger.Issuer) (*issuer, error) {
 	}
 	i.chainPEM = b.String()
 	return i, nil
+}
+
+// over reports whether the generation is of no use to anybody any more.
+func (i *issuer) over(now time.Time) bool {
+	return now.After(i.cert.NotAfter) || i.State == ledger.IssuerClosed
 }
 
 // root is the end of the chain: the issuer itself where it is its own root.

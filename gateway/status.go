@@ -147,11 +147,11 @@ func (b *statusBoard) crls(ctx context.Context) *certmillv1.CRLStatus {
 	return m
 }
 
-// issuers lists the generations that have not expired, with who can sign for them.
+// issuers lists the generations that are of use, with who can sign for them.
 func (b *statusBoard) issuers(roles []*certmillv1.RoleStatus) (out []*certmillv1.IssuerStatus) {
 	now := b.service.now()
 	for _, i := range b.service.issuers.current().byID {
-		if now.After(i.cert.NotAfter) {
+		if i.over(now) {
 			continue
 		}
 		m := &certmillv1.IssuerStatus{Name: i.Name, Generation: i.ID, State: i.State, NotAfter: timestamppb.New(i.cert.NotAfter)}

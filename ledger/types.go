@@ -137,7 +137,7 @@ const (
 type Issuer struct {
 	ID   int32
 	Name string // as profiles call it
-	// State is "active" or "retired"; one generation of a name is active.
+	// State is one of IssuerPrepared, IssuerActive, IssuerRetired and IssuerClosed.
 	State string
 	DER   []byte
 	// Chain holds the certificates from the issuer's issuer up to and including the root.

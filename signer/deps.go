@@ -46,6 +46,8 @@ func (d Deps) withDefaults() Deps {
 type Ledger interface {
 	// Issuers returns every generation of every issuer.
 	Issuers(ctx context.Context) ([]ledger.Issuer, error)
+	// Drains returns the signers that are to take no work.
+	Drains(ctx context.Context) ([]ledger.Drain, error)
 	// StartEpoch commits an epoch row and returns its number, which no other start has.
 	StartEpoch(ctx context.Context, e ledger.Epoch) (uint32, error)
 	// ReportEpoch records what became of an epoch's signatures so far.

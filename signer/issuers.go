@@ -15,10 +15,13 @@ import (
 )
 
 // refresh makes the lines those of the ledger's active issuers: new generations are
-// begun before the old ones are ended.
+// begun before the old ones are ended. A drained signer has none.
 func (s *Signer) refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	if drained, err := s.followDrain(ctx); drained || err != nil {
+		return err
+	}
 	issuers, err := s.book.Issuers(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the issuers: %w", err)
@@ -35,8 +38,9 @@ func (s *Signer) refresh(ctx context.Context) error {
 			continue
 		}
 		keep[i.ID] = true
-		// An issuer whose key is elsewhere is no trouble unless it was asked for.
-		if err := s.ensureLine(ctx, i); err != nil && (len(s.cfg.Issuers) > 0 || !errors.Is(err, errNoSeat)) {
+		// An issuer whose key is elsewhere is no trouble, unless it was asked for or is the
+		// next generation of one that is served here.
+		if err := s.ensureLine(ctx, i); err != nil && (len(s.cfg.Issuers) > 0 || !errors.Is(err, errNoSeat) || s.serves(i.Name)) {
 			trouble[i.Name] = err
 		}
 	}
@@ -73,7 +77,12 @@ func (s *Signer) mend(ctx context.Context) {
 	}
 }
 
-func active(i ledger.Issuer) bool { return i.State == "active" }
+func active(i ledger.Issuer) bool { return i.State == ledger.IssuerActive }
+
+// serves reports whether a generation of the issuer is served.
+func (s *Signer) serves(name string) bool {
+	return slices.ContainsFunc(s.allLines(), func(l *line) bool { return l.issuer.Name == name })
+}
 
 func (s *Signer) wanted(name string) bool {
 	return len(s.cfg.Issuers) == 0 || slices.Contains(s.cfg.Issuers, name)

@@ -19,6 +19,11 @@ func (s *Signer) report(ctx context.Context) error {
 // describe fills in what this signer reports of itself.
 func (s *Signer) describe(m *certmillv1.RoleStatus) {
 	presence.State(m, s.Ready())
+	if d := s.drain.Load(); d != nil {
+		if m.State, m.Reason = presence.Drained, drainText(d); s.inFlight.Load() > 0 || len(s.allLines()) > 0 {
+			m.State = presence.Draining
+		}
+	}
 	m.Bounds = append(m.Bounds, &certmillv1.Bound{Name: "max_in_flight", Used: s.inFlight.Load(), Max: int64(s.cfg.MaxInFlight)})
 	for _, l := range s.allLines() {
 		m.Issuers = append(m.Issuers, l.issuer.Name)

@@ -38,9 +38,10 @@ type Signer struct {
 	work     context.Context // the requests'; ends when shutdown takes too long
 	inFlight atomic.Int64
 	serving  atomic.Bool
-	skew     atomic.Int64   // of our clock against the database's, nanoseconds
-	account  account        // signatures that are not settled
-	writing  sync.WaitGroup // replies and events
+	drain    atomic.Pointer[ledger.Drain] // set while no work is to be taken
+	skew     atomic.Int64                 // of our clock against the database's, nanoseconds
+	account  account                      // signatures that are not settled
+	writing  sync.WaitGroup               // replies and events
 
 	mu         sync.Mutex // guards all below
 	lines      map[int32]*line
@@ -91,7 +92,8 @@ func newSigner(cfg Config, deps Deps) *Signer {
 	return s
 }
 
-// Ready returns nil while the signer can sign for every issuer that it is to serve.
+// Ready returns nil while the signer can sign for every issuer that it is to serve. A
+// drained signer is not ready.
 func (s *Signer) Ready() error {
 	if !s.serving.Load() {
 		return problem.Down("signer", time.Second, nil)
@@ -104,6 +106,9 @@ func (s *Signer) Ready() error {
 	}
 	if !s.gate.isOpen() {
 		return problem.Down("ledger", time.Second, nil)
+	}
+	if d := s.drain.Load(); d != nil {
+		return problem.Down("signer", time.Second, errors.New(drainText(d)))
 	}
 	lines := s.allLines()
 	var errs []error

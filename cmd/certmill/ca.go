@@ -29,7 +29,7 @@ func caCommand() *cobra.Command {
 holds the keys, its ledger the certificates.`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(caIntermediateCommand(), caInitCommand(), caRenewCommand(), caShowCommand(), caIssueCommand())
+	c.AddCommand(caIntermediateCommand(), caInitCommand(), caRolloverCommand(), caRenewCommand(), caShowCommand(), caIssueCommand())
 	return c
 }
 

@@ -8,7 +8,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os/user"
 	"slices"
 	"time"
 
@@ -119,14 +118,6 @@ func (d *desk) issuer(ctx context.Context, name string) (ledger.Issuer, error) {
 		return ledger.Issuer{}, problem.New(problem.NotFound, "the ledger has no active issuer %q; make the CA with `certmill ca init`", name)
 	}
 	return issuers[i], nil
-}
-
-// localCaller is who holds the HSM's PIN here.
-func localCaller() string {
-	if u, err := user.Current(); err == nil && u.Username != "" {
-		return "local:" + u.Username
-	}
-	return "local:unknown"
 }
 
 // asMessage makes the API's certificate of a ledger row.

@@ -31,7 +31,9 @@ func gatewayCommand() *cobra.Command {
 }
 
 func signerCommand() *cobra.Command {
-	return roleCommand("signer", "Sign what is queued, with the HSM", roles.Signer)
+	c := roleCommand("signer", "Sign what is queued, with the HSM", roles.Signer)
+	c.AddCommand(signerDrainCommand(), signerUndrainCommand(), signerDrainsCommand())
+	return c
 }
 
 func ocspCommand() *cobra.Command {

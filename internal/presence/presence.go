@@ -31,6 +31,7 @@ const (
 	Ready    = "ready"
 	NotReady = "not_ready"
 	Draining = "draining"
+	Drained  = "drained" // a signer that is to take no work, and has none left
 	Stopped  = "stopped" // the last report of an orderly end
 	Silent   = "silent"  // nothing was heard for SilentAfter; only a Roll says so
 )

@@ -13,10 +13,12 @@ import (
 )
 
 var issuerTests = map[string]func(*testing.T, *env){
-	"one generation of a name is active": issuerGenerations,
-	"OCSP signers":                       ocspSigners,
-	"epochs are never given twice":       epochs,
-	"signatures only grow":               signatures,
+	"one generation of a name is active":                             issuerGenerations,
+	"a generation is prepared, then active, retired, closed":         rollover,
+	"a drained signer":                                               drains,
+	"OCSP signers":                                                   ocspSigners,
+	"epochs are never given twice":                                   epochs,
+	"signatures only grow":                                           signatures,
 	"an account closes when every signature has a row or is a stray": account,
 }
 
@@ -46,6 +48,93 @@ func issuerGenerations(t *testing.T, e *env) {
 	}
 	_, err = e.PutIssuer(t.Context(), ledger.Issuer{Name: "x", State: "odd", DER: []byte("x")})
 	wantKind(t, err, problem.Invalid)
+}
+
+func rollover(t *testing.T, e *env) {
+	generation := func(state, der string, chain ...[]byte) int32 {
+		t.Helper()
+		id, err := e.PutIssuer(t.Context(), ledger.Issuer{Name: "main", State: state, DER: []byte(der), Chain: chain})
+		noError(t, err)
+		return id
+	}
+	states := func(want ...string) {
+		t.Helper()
+		all, err := e.Issuers(t.Context())
+		noError(t, err)
+		var got []string
+		for _, i := range all {
+			got = append(got, i.State)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("states %v, want %v", got, want)
+		}
+	}
+	root := []byte("root")
+	anchor := generation(ledger.IssuerRetired, "root")
+	old := generation(ledger.IssuerActive, "one", root)
+	next := generation(ledger.IssuerPrepared, "two", root)
+	states(ledger.IssuerRetired, ledger.IssuerActive, ledger.IssuerPrepared)
+	issued := e.entry(t, time.Hour)
+	issued.Issuer = old
+	commitOne(t, e.Ledger, issued)
+	_, err := e.PutCRLSet(t.Context(), ledger.CRLSet{Issuer: old, URL: "http://crl.test/old", Shards: 2})
+	noError(t, err)
+	for _, id := range []int32{anchor, old, next} {
+		wantKind(t, e.CloseIssuer(t.Context(), id, "local:ada", true), problem.Conflict)
+	}
+	generation(ledger.IssuerActive, "two", root)
+	states(ledger.IssuerRetired, ledger.IssuerRetired, ledger.IssuerActive)
+	if last, err := e.Unexpired(t.Context(), old); err != nil || !last.Equal(issued.NotAfter) {
+		t.Errorf("unexpired until %s, %v; want %s", last, err, issued.NotAfter)
+	}
+	wantKind(t, e.CloseIssuer(t.Context(), old, "local:ada", false), problem.Conflict)
+	states(ledger.IssuerRetired, ledger.IssuerRetired, ledger.IssuerActive)
+	e.clock.advance(2 * time.Hour)
+	for range 2 {
+		noError(t, e.CloseIssuer(t.Context(), old, "local:ada", false))
+	}
+	states(ledger.IssuerRetired, ledger.IssuerClosed, ledger.IssuerActive)
+	if sets, err := e.CRLSets(t.Context()); err != nil || len(sets) != 0 {
+		t.Errorf("the closed generation's CRLs: %v, %v", sets, err)
+	}
+	_, err = e.PutIssuer(t.Context(), ledger.Issuer{Name: "main", State: ledger.IssuerActive, DER: []byte("one"), Chain: [][]byte{root}})
+	wantKind(t, err, problem.Conflict)
+	states(ledger.IssuerRetired, ledger.IssuerClosed, ledger.IssuerActive)
+	if trail, err := e.Audit(t.Context(), 0, 10); err != nil || len(trail) != 1 || trail[0].Action != "issuer.close" || trail[0].Actor != "local:ada" {
+		t.Errorf("the audit trail has %+v, %v", trail, err)
+	}
+}
+
+func drains(t *testing.T, e *env) {
+	want := func(names ...string) {
+		t.Helper()
+		all, err := e.Drains(t.Context())
+		noError(t, err)
+		var got []string
+		for _, d := range all {
+			if got = append(got, d.Signer); d.Actor != "local:ada" || e.clock.Now().Sub(d.Since).Abs() > time.Minute {
+				t.Errorf("drain %+v", d)
+			}
+		}
+		if !slices.Equal(got, names) {
+			t.Errorf("drained are %v, want %v", got, names)
+		}
+	}
+	want()
+	noError(t, e.Drain(t.Context(), "hsm-2", "local:ada"))
+	noError(t, e.Drain(t.Context(), "hsm-1", "local:ada"))
+	noError(t, e.Drain(t.Context(), "hsm-1", "local:bob")) // it is drained
+	want("hsm-1", "hsm-2")
+	for range 2 {
+		noError(t, e.Undrain(t.Context(), "hsm-2", "local:bob"))
+	}
+	want("hsm-1")
+	wantKind(t, e.Drain(t.Context(), "", "local:ada"), problem.Invalid)
+	trail, err := e.Audit(t.Context(), 0, 10)
+	noError(t, err)
+	if len(trail) != 3 || trail[2].Action != "signer.undrain" || trail[2].Subject != "hsm-2" || trail[2].Actor != "local:bob" {
+		t.Errorf("the audit trail has %+v", trail)
+	}
 }
 
 func ocspSigners(t *testing.T, e *env) {

@@ -10,4 +10,4 @@ import "embed"
 var FS embed.FS
 
 // Version is the schema version that this program needs: the number of the last file.
-const Version = 7
+const Version = 8

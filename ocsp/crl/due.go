@@ -92,7 +92,8 @@ func (m *Maker) isBusy(s shard, now time.Time) bool {
 func (m *Maker) register(ctx context.Context, issuers []ledger.Issuer) error {
 	var errs []error
 	for _, i := range issuers {
-		if i.State != ledger.IssuerActive {
+		// A prepared generation's CRLs are there before its first certificate is.
+		if i.State != ledger.IssuerActive && i.State != ledger.IssuerPrepared {
 			continue
 		}
 		wanted := m.deps.Wanted()

@@ -101,23 +101,30 @@ func (c *ceremony) ca(ctx context.Context, spec CASpec, parent *CA) (*CA, error)
 	if there != nil || err != nil {
 		return there, err
 	}
-	key, err := c.key(ctx, spec.Name, spec.KeyAlgorithm)
+	// The root serves no requests: its generation is never the active one of a signer.
+	state := ledger.IssuerRetired
+	if parent != nil {
+		state = ledger.IssuerActive
+	}
+	return c.generation(ctx, spec, spec.Name, state, parent)
+}
+
+// generation makes a CA's certificate for the key with this label and registers it.
+func (c *ceremony) generation(ctx context.Context, spec CASpec, label, state string, parent *CA) (*CA, error) {
+	key, err := c.key(ctx, label, spec.KeyAlgorithm)
 	if err != nil {
 		return nil, err
 	}
-	template := caTemplate(spec, parent == nil)
-	// The root serves no requests: its generation is never the active one of a signer.
-	row := ledger.Issuer{Name: spec.Name, State: ledger.IssuerRetired, KeyURI: key.URI()}
+	row := ledger.Issuer{Name: spec.Name, State: state, KeyURI: key.URI()}
 	own := tokenKey{key}
 	signer := &CA{key: own}
 	var signerID int32
 	if parent != nil {
 		signer, signerID = parent, parent.Issuer.ID
-		row.State = ledger.IssuerActive
 		row.Chain = append([][]byte{parent.Issuer.DER}, parent.Issuer.Chain...)
 	}
 	cert, err := c.issue(ctx, request{
-		template: template, public: key.Public(), signer: signer, issuer: signerID, lifetime: spec.Lifetime.D(),
+		template: caTemplate(spec, parent == nil), public: key.Public(), signer: signer, issuer: signerID, lifetime: spec.Lifetime.D(),
 	})
 	if err != nil {
 		return nil, err
@@ -147,15 +154,20 @@ func (c *ceremony) registered(ctx context.Context, name string) (*CA, error) {
 	if row == nil {
 		return nil, nil
 	}
+	return c.open(ctx, *row)
+}
+
+// open finds the key of a CA in the token.
+func (c *ceremony) open(ctx context.Context, row ledger.Issuer) (*CA, error) {
 	cert, err := x509.ParseCertificate(row.DER)
 	if err != nil {
-		return nil, fmt.Errorf("the ledger's certificate of %q: %w", name, err)
+		return nil, fmt.Errorf("the ledger's certificate of %q: %w", row.Name, err)
 	}
 	key, err := c.token.KeyFor(ctx, row.KeyURI, cert.PublicKey)
 	if err != nil {
-		return nil, fmt.Errorf("the key of %q, which the ledger knows: %w", name, err)
+		return nil, fmt.Errorf("the key of %q, which the ledger knows: %w", row.Name, err)
 	}
-	return &CA{Issuer: *row, Certificate: cert, key: tokenKey{key}}, nil
+	return &CA{Issuer: row, Certificate: cert, key: tokenKey{key}}, nil
 }
 
 // key returns the key with this label, made where the token does not have it: a

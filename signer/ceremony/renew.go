@@ -149,6 +149,9 @@ func (r *Renewer) look(ctx context.Context) error {
 		return fmt.Errorf("reading the issuers: %w", err)
 	}
 	for _, issuer := range issuers {
+		if issuer.State == ledger.IssuerClosed {
+			continue
+		}
 		err := r.renew(ctx, issuer)
 		if err != nil {
 			r.failed.Inc()

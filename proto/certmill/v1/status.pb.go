@@ -424,7 +424,7 @@ type RoleStatus struct {
 	Started  *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=started,proto3" json:"started,omitempty"`
 	// reported is when the process said this, by its own clock.
 	Reported *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=reported,proto3" json:"reported,omitempty"`
-	// state is "ready", "not_ready", "draining" or "stopped"; the gateway adds "silent"
+	// state is "ready", "not_ready", "draining", "drained" or "stopped"; the gateway adds "silent"
 	// for a process that has not reported for seven seconds.
 	State string `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"`
 	// reason says why it is not ready; at most 512 bytes.
