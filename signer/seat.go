@@ -39,9 +39,6 @@ func takeSeat(ctx context.Context, s *Signer, issuer ledger.Issuer, public crypt
 	return &seat{key: key, token: t, epoch: epoch, hand: h}, nil
 }
 
-// made returns how many signatures the seat has made.
-func (s *seat) made() int64 { return s.hand.report().Signatures }
-
 // report writes the numbers into the ledger, changed or not: it also says that the
 // signer lives.
 func (s *seat) report(ctx context.Context, book Ledger) error {
