@@ -52,6 +52,9 @@ func natsRights(s Spec, part string) rights {
 	if part != "viewer" {
 		r.publish = append(r.publish, queue.PresenceSubject(part))
 	}
+	if part == "presigner" { // it brings on what responders have left in Redis
+		r.publish = append(r.publish, queue.PresenceSubject("responder"))
+	}
 	return r
 }
 
