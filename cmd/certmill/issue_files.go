@@ -121,5 +121,6 @@ func (e *lostAnswer) Unwrap() error { return e.cause }
 
 // advice says how to get the certificate that may exist.
 func (e *lostAnswer) advice() string {
-	return "→ the certificate may have been issued: the key is kept in " + e.key + "; ask again for the same one with\n  " + e.again
+	return "→ is the gateway up (`certmill dev`, or its /readyz)? The certificate may have been issued: the key is kept in " + e.key +
+		"; ask again for the same one with\n  " + e.again
 }
