@@ -29,7 +29,7 @@ func caCommand() *cobra.Command {
 holds the keys, its ledger the certificates.`,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(caIntermediateCommand(), caInitCommand(), caRolloverCommand(), caRenewCommand(), caShowCommand(), caIssueCommand())
+	c.AddCommand(caIntermediateCommand(), caInitCommand(), caRolloverCommand(), caRenewCommand(), caShowCommand(), caIssueCommand(), caVerifyTranscriptCommand())
 	return c
 }
 
@@ -79,18 +79,29 @@ func loadSpec(file string) (ceremony.Spec, error) {
 
 func caInitCommand() *cobra.Command {
 	var specFile, out string
+	var r recording
 	c := &cobra.Command{
 		Use: "init", Short: "Make what is missing of the CA: root, issuing CA, OCSP signer; safe to repeat", Args: cobra.NoArgs,
+		Example: `  certmill ca init -c signer.yaml --spec ca.yaml --dry-run
+  certmill ca init -c signer.yaml --spec ca.yaml --out . --transcript ceremony.json --witness "Ada Lovelace"
+  certmill ca verify-transcript ceremony.json --root root.pem`,
 	}
 	source := sourceFlags(c)
 	c.Flags().StringVar(&specFile, "spec", "", "file that says what CA to make (default: P-384 root, P-256 issuing CA)")
 	c.Flags().StringVar(&out, "out", "", "folder for root.pem and issuing.pem")
+	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		spec, err := loadSpec(specFile)
 		if err != nil {
 			return err
 		}
+		if err := r.validate(); err != nil {
+			return err
+		}
 		return atDesk(c.Context(), *source, true, func(d *desk) error {
+			if r.dryRun {
+				return d.plan(c, spec)
+			}
 			made, err := ceremony.Init(c.Context(), spec, d.token, d.book, ceremony.Deps{})
 			if err != nil {
 				return err
@@ -99,6 +110,9 @@ func caInitCommand() *cobra.Command {
 				if err := writeCertificates(out, map[string]*x509.Certificate{"root.pem": made.Root.Certificate, "issuing.pem": made.Issuing.Certificate}); err != nil {
 					return err
 				}
+			}
+			if err := r.write(c.Context(), made); err != nil {
+				return err
 			}
 			report := []caReport{
 				reportCA("root", made.Root.Certificate, made.Root.Issuer.KeyURI, made.Root.Made),

@@ -3,7 +3,8 @@
 //
 // Init may be ended at any point and begun again: keys are found by their labels,
 // certificates in the ledger, and only what is missing is made. No certificate is
-// handed out before the ledger has it.
+// handed out before the ledger has it. Plan says what Init would make, a Transcript what
+// was made; Prepare and Activate put a new key in an issuing CA's place.
 package ceremony
 
 import (
