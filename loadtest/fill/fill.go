@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,8 +57,8 @@ type Result struct {
 	Storage []ledger.TableStorage `json:"storage"`
 }
 
-// Run fills the ledger; progress is told how many rows are in, and may be nil. When ctx
-// ends, what is in stays.
+// Run fills the ledger; progress is told how many rows are in, by one goroutine at a
+// time, and may be nil. When ctx ends, what is in stays.
 func Run(ctx context.Context, cfg Config, progress func(done, of int64)) (Result, error) {
 	if err := cfg.Validate(); err != nil {
 		return Result{}, err
@@ -74,6 +75,7 @@ func Run(ctx context.Context, cfg Config, progress func(done, of int64)) (Result
 	}
 	began := time.Now()
 	var next, done atomic.Int64
+	var telling sync.Mutex
 	g, work := errgroup.WithContext(ctx)
 	for range cfg.Writers {
 		g.Go(func() error {
@@ -92,8 +94,11 @@ func Run(ctx context.Context, cfg Config, progress func(done, of int64)) (Result
 						return fmt.Errorf("storing a row: %w", r.Err)
 					}
 				}
-				if n := done.Add(int64(len(entries))); progress != nil {
-					progress(n, cfg.Rows)
+				done.Add(int64(len(entries)))
+				if progress != nil {
+					telling.Lock()
+					progress(done.Load(), cfg.Rows)
+					telling.Unlock()
 				}
 			}
 			return work.Err()
