@@ -16,7 +16,7 @@ const drainLong = `It stops taking work, finishes what it holds and stays up; ` 
 draining, then as drained. It looks every issuer_refresh (5 s). CRLs and the certificates
 of OCSP signers go on being made by it. It stays drained when it is started again, until
 ` + "`certmill signer undrain`" + `. NAME is the "name" of its configuration, else its host's; the
-ledger's connection is that of any role. The audit trail has it.`
+ledger is found as by the ` + "`certmill ledger`" + ` commands. The audit trail has it.`
 
 func signerDrainCommand() *cobra.Command {
 	return drainTool("drain NAME", "Have a signer take no more work", drainLong, (*ledger.Ledger).Drain)
