@@ -57,7 +57,7 @@ var grants = map[string]map[string][]right{
 		"issuers": {read}, "revocations": {read}, "goose_db_version": {read},
 		// The pieces of a CRL go when a later one stands; they can be made again.
 		"crl_sets": {read, add}, "crls": {read, add, change}, "crl_chunks": {read, add, change, remove},
-		"signature_strays": {read, add}, "ocsp_signers": {read, add},
+		"signature_strays": {read, add}, "ocsp_signers": {read, add}, "signer_drains": {read},
 		// It walks the audit chain before it signs the chain's head.
 		"audit": {read}, "audit_head": {read}, "audit_heads": {read, add},
 	},
