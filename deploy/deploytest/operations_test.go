@@ -54,7 +54,7 @@ func TestTheOperationsPage(t *testing.T) {
 		stopLedger(dir, credential)
 		t.Fatalf("%v; the end of what the commands said:\n%s\n%s", err, last(out.String()), logs(dir))
 	}
-	for _, want := range []string{"web.pem: OK", "dns:after.test"} {
+	for _, want := range []string{"web.pem: OK", "dns:after.test", "rolled.pem: OK"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in what the commands said:\n%s", want, last(out.String()))
 		}
