@@ -129,6 +129,12 @@ func (b *Browser) read(from *os.File) {
 // call sends a command and waits for its answer.
 func (b *Browser) call(method string, params map[string]any, result any) {
 	b.t.Helper()
+	check(b.t, b.try(method, params, result))
+}
+
+// try is call where the browser may refuse: its refusal is the error.
+func (b *Browser) try(method string, params map[string]any, result any) error {
+	b.t.Helper()
 	b.mu.Lock()
 	b.next++
 	id := b.next
@@ -149,7 +155,7 @@ func (b *Browser) call(method string, params map[string]any, result any) {
 	select {
 	case a := <-c:
 		if a.Error != nil {
-			b.t.Fatalf("%s: %s", method, a.Error.Message)
+			return fmt.Errorf("%s: %s", method, a.Error.Message)
 		}
 		if result != nil {
 			check(b.t, json.Unmarshal(a.Result, result))
@@ -157,6 +163,7 @@ func (b *Browser) call(method string, params map[string]any, result any) {
 	case <-time.After(60 * time.Second):
 		b.t.Fatalf("%s: no answer", method)
 	}
+	return nil
 }
 
 // Faults returns what the page has complained about since the last call: errors of
@@ -183,25 +190,35 @@ func (b *Browser) Open(url string) {
 // Eval runs an expression and returns its value as text.
 func (b *Browser) Eval(expression string) string {
 	b.t.Helper()
+	value, err := b.evaluate(expression)
+	check(b.t, err)
+	return value
+}
+
+func (b *Browser) evaluate(expression string) (string, error) {
+	b.t.Helper()
 	var r struct {
 		Result           struct{ Value any }
 		ExceptionDetails *struct{ Exception struct{ Description string } }
 	}
-	b.call("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true, "awaitPromise": true}, &r)
+	if err := b.try("Runtime.evaluate", map[string]any{"expression": expression, "returnByValue": true, "awaitPromise": true}, &r); err != nil {
+		return "", err
+	}
 	if r.ExceptionDetails != nil {
-		b.t.Fatalf("%s: %s", expression, r.ExceptionDetails.Exception.Description)
+		return "", fmt.Errorf("%s: %s", expression, r.ExceptionDetails.Exception.Description)
 	}
 	if r.Result.Value == nil {
-		return ""
+		return "", nil
 	}
-	return fmt.Sprint(r.Result.Value)
+	return fmt.Sprint(r.Result.Value), nil
 }
 
 // Until waits until an expression is true, across pages.
 func (b *Browser) Until(expression string) {
 	b.t.Helper()
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if b.Eval(`(() => { try { return Boolean(`+expression+`) } catch { return false } })()`) == "true" {
+		// A page that is being left refuses: the next one is asked.
+		if value, err := b.evaluate(`(() => { try { return Boolean(` + expression + `) } catch { return false } })()`); err == nil && value == "true" {
 			return
 		}
 	}
