@@ -212,6 +212,7 @@ func (i *Identity) renew(ctx context.Context) bool {
 		e := problem.From(err)
 		if !worthRepeating(e) {
 			p = nil // this one was judged
+			i.refreshBundle(ctx)
 		}
 		// A tenth of what is left, so that an outage costs tries and not the certificate.
 		pause = min(pause, max(time.Until(old.Leaf().NotAfter)/10, 5*time.Second), 10*time.Minute)
@@ -219,6 +220,19 @@ func (i *Identity) renew(ctx context.Context) bool {
 			return false
 		}
 	}
+}
+
+// refreshBundle goes on judging peers by the roots of the moment while the renewal is
+// refused.
+func (i *Identity) refreshBundle(ctx context.Context) {
+	held := i.Certificate().TLS
+	_ = i.dialled(ctx, credential{held: &held}, func(ctx context.Context, c *Client) error {
+		bundle, err := c.TrustBundle(ctx)
+		if err == nil {
+			i.takeBundle(bundle)
+		}
+		return err
+	})
 }
 
 func (i *Identity) tryRenew(ctx context.Context, p **prepared) (err error) {

@@ -173,6 +173,18 @@ func TestARefusedRenewalIsAskedAnewAndTold(t *testing.T) {
 	if len(asks) < 2 || asks[0].token == "" || asks[1].token != "" || asks[1].shown == nil {
 		t.Errorf("asked %d times", len(asks))
 	}
+	if err := ca.newRoot(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.After(20 * time.Second)
+	for len(id.Bundle().Roots) < 2 { // its peers have renewed, and it still judges them
+		select {
+		case <-id.Changed():
+		case <-time.After(50 * time.Millisecond):
+		case <-late:
+			t.Fatal("the bundle is not read while the renewal is refused")
+		}
+	}
 	for time.Now().Before(id.Certificate().Leaf().NotAfter) {
 		time.Sleep(50 * time.Millisecond)
 	}

@@ -152,11 +152,11 @@ func TestAMeshLivesThroughRestartAndRootChange(t *testing.T) {
 
 	// The gateway is gone for a while, and with it the certificates' renewal.
 	must0(t, w.stop())
+	speak("without a gateway")
 	cfg.Listen, cfg.GRPCListen = w.https, w.grpc
 	deps.Registry = prometheus.NewRegistry()
 	before := ours.Certificate().Serial
 	eventually(t, "ours misses the gateway", func() bool { return ours.Err() != nil })
-	speak("without a gateway")
 	w.gateway = must(New(cfg, deps))(t)
 	w.run(t.Context())
 	eventually(t, "ours has renewed after the restart", func() bool { return ours.Certificate().Serial != before && ours.Err() == nil })
