@@ -11,6 +11,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -106,6 +107,10 @@ func start() (s *service, skip string, err error) {
 		return nil, "", err
 	}
 	if err := s.publishKeys(); err != nil {
+		return nil, "", err
+	}
+	profiles := filepath.Join(dir, "data", "profiles")
+	if err := errors.Join(os.MkdirAll(profiles, 0o755), os.WriteFile(filepath.Join(profiles, "fleet.yaml"), []byte(fleetProfile), 0o644)); err != nil {
 		return nil, "", err
 	}
 	for _, address := range []*string{&s.grpc, &s.https, &s.metrics} {
@@ -213,7 +218,7 @@ func (s *service) gateway(t testing.TB, settings ...string) *gateway {
 	g := &gateway{cmd: exec.Command(s.binary, "gateway", "--config", s.data("config/gateway.yaml")), out: &output{}, done: make(chan error, 1)}
 	g.cmd.Env = append(os.Environ(),
 		"CERTMILL_GATEWAY_LISTEN="+s.https, "CERTMILL_GATEWAY_GRPC_LISTEN="+s.grpc, "CERTMILL_GATEWAY_TELEMETRY_LISTEN="+s.metrics,
-		"CERTMILL_GATEWAY_AUTH_KUBERNETES="+clusters, "CERTMILL_GATEWAY_ISTIO_PROFILE=mesh")
+		"CERTMILL_GATEWAY_AUTH_KUBERNETES="+clusters, "CERTMILL_GATEWAY_ISTIO_PROFILE=mesh", "CERTMILL_GATEWAY_CONSOLE_LISTEN=")
 	g.cmd.Env = append(g.cmd.Env, settings...)
 	g.cmd.Stdout, g.cmd.Stderr = g.out, g.out
 	if err := g.cmd.Start(); err != nil {
