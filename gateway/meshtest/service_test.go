@@ -60,7 +60,7 @@ var shared *service
 
 func TestMain(m *testing.M) {
 	code := func() int {
-		s, skip, err := start()
+		s, skip, err := start(os.Getenv("CERTMILL_BIN"))
 		switch {
 		case skip != "" && os.Getenv("CI") != "true":
 			fmt.Println("skipped:", skip)
@@ -83,8 +83,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// start brings up the service; skip says what is not installed.
-func start() (s *service, skip string, err error) {
+// start brings up a service of this binary, which it builds where it is empty; skip says
+// what is not installed.
+func start(binary string) (s *service, skip string, err error) {
 	for _, program := range []string{"redis-server", "softhsm2-util"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, program + " is missing: make test-deps", nil
@@ -94,7 +95,7 @@ func start() (s *service, skip string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
-	s = &service{dir: dir, binary: os.Getenv("CERTMILL_BIN"), out: &output{}, exited: make(chan error, 1)}
+	s = &service{dir: dir, binary: binary, out: &output{}, exited: make(chan error, 1)}
 	if s.binary == "" {
 		s.binary = filepath.Join(dir, "certmill")
 		build := exec.Command("go", "build", "-o", s.binary, "./cmd/certmill")
@@ -255,16 +256,26 @@ func (g *gateway) kill() {
 	g.done <- err
 }
 
-// countOf asks the service how many certificates a name has.
-func (s *service) countOf(t testing.TB, uri string) int {
+// run runs one of the binary's commands as an operator of the service.
+func (s *service) run(t testing.TB, args ...string) ([]byte, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, s.binary, "list", "--name", "uri:"+uri, "-o", "json")
-	cmd.Env = append(os.Environ(), "CERTMILL_CONTEXT="+s.data("cli.yaml"))
+	cmd := exec.CommandContext(ctx, s.binary, args...)
+	cmd.Env = append(os.Environ(), "CERTMILL_CONTEXT="+s.data("cli.yaml"), "SOFTHSM2_CONF="+s.data("softhsm2.conf"))
 	out, err := cmd.Output()
+	if failed := (*exec.ExitError)(nil); errors.As(err, &failed) {
+		err = fmt.Errorf("certmill %s: %w\n%s", strings.Join(args, " "), err, failed.Stderr)
+	}
+	return out, err
+}
+
+// countOf asks the service how many certificates a name has.
+func (s *service) countOf(t testing.TB, uri string) int {
+	t.Helper()
+	out, err := s.run(t, "list", "--name", "uri:"+uri, "-o", "json")
 	if err != nil {
-		t.Fatalf("certmill list: %v", err)
+		t.Fatal(err)
 	}
 	var list struct {
 		Certificates []json.RawMessage `json:"certificates"`
