@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -166,7 +167,7 @@ func TestIstiosClientAndOursSpeakWithEachOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := client.Open(t.Context(), client.Config{Gateway: s.grpc, ServerName: "localhost", CAFile: caFile, TokenFile: token}, client.Request{Profile: "fleet"})
+	ours, err := client.Open(t.Context(), client.Config{Gateway: s.grpc, ServerName: "localhost", CAFile: caFile, TokenFile: token, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}, client.Request{Profile: "fleet"})
 	if err != nil {
 		t.Fatal(err)
 	}
