@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
+
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 // alive asks for the trust bundle over a new connection from an address of this machine.
@@ -73,7 +75,7 @@ func TestTenThousandIdleConnectionsCostLittle(t *testing.T) {
 	must0(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &files))
 	n := int(min(10_000, (files.Cur-500)/2)) // both ends are in this process
 	if n < 1000 {
-		t.Skipf("only %d open files are allowed: run `ulimit -n 32768`", files.Cur)
+		testenv.Lacking(t, "only %d open files are allowed: run `ulimit -n 32768`", files.Cur)
 	}
 	w := newWorld(t, func(c *Config, _ *Deps) {
 		c.Limits.MaxConnections, c.Limits.MaxConnectionsPerAddress = n+100, n/2

@@ -3,28 +3,15 @@ package ocsp
 import (
 	"crypto/x509"
 	"net/http"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/ocsp/ocsptest"
 )
-
-// program skips the test where a program is missing, and fails it in CI.
-func program(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is missing: apt-get install %s", name, pkg)
-		}
-		t.Skipf("%s is missing: apt-get install %s", name, pkg)
-	}
-	return path
-}
 
 // leaf issues a certificate with a record.
 func (s *service) leaf(name string, status Status) (path string, c *x509.Certificate) {
@@ -37,7 +24,7 @@ func (s *service) leaf(name string, status Status) (path string, c *x509.Certifi
 }
 
 func TestOpenSSL(t *testing.T) {
-	openssl := program(t, "openssl", "openssl")
+	openssl := testenv.Program(t, "openssl", "openssl")
 	s := newService(t)
 	r := s.start()
 	ca := ocsptest.WriteCertificate(t, "ca.pem", s.ca.Certificate)
@@ -78,7 +65,7 @@ func TestOpenSSL(t *testing.T) {
 }
 
 func TestGnuTLS(t *testing.T) {
-	ocsptool := program(t, "ocsptool", "gnutls-bin")
+	ocsptool := testenv.Program(t, "ocsptool", "gnutls-bin")
 	s := newService(t)
 	r := s.start()
 	ca := ocsptest.WriteCertificate(t, "ca.pem", s.ca.Certificate)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/ocsp/ocsptest"
 )
 
@@ -96,8 +97,8 @@ func curl(t *testing.T, addr, ca string) int {
 
 // nginx fetches by itself, by GET over HTTP/1.0, and verifies what it gets.
 func TestNginxFetchesAndStaples(t *testing.T) {
-	nginx := program(t, "nginx", "nginx")
-	program(t, "curl", "curl")
+	nginx := testenv.Program(t, "nginx", "nginx")
+	testenv.Program(t, "curl", "curl")
 	s := newService(t)
 	r := s.start()
 	good := s.site(testGood)
@@ -123,8 +124,8 @@ server { listen %s ssl; server_name localhost; ssl_certificate %s; ssl_certifica
 // HAProxy 2.6 takes staples from a file and through its runtime socket, and staples
 // what is revoked too.
 func TestHAProxyTakesTheAnswerThroughItsSocket(t *testing.T) {
-	haproxy := program(t, "haproxy", "haproxy")
-	program(t, "curl", "curl")
+	haproxy := testenv.Program(t, "haproxy", "haproxy")
+	testenv.Program(t, "curl", "curl")
 	s := newService(t)
 	r := s.start()
 	good := s.site(testGood)

@@ -241,20 +241,6 @@ func writePEM(t testing.TB, file string, certs ...*x509.Certificate) {
 	}
 }
 
-// tool finds a program; where it is missing the test is skipped, and fails in CI.
-func tool(t testing.TB, name, debianPackage string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is missing: apt-get install %s", name, debianPackage)
-	}
-	t.Skipf("%s is missing: apt-get install %s", name, debianPackage)
-	return ""
-}
-
 func output(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(program, args...).CombinedOutput()

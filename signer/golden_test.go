@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 var update = flag.Bool("update", false, "write the golden certificates anew")
@@ -93,7 +94,7 @@ func verifyEverywhere(t *testing.T, ca *issuingCA, cert *x509.Certificate) {
 	files := writeChain(t, ca, cert)
 	verifyInGo(t, ca, cert)
 	verifyInOpenSSL(t, ca, files)
-	certtool := tool(t, "certtool", "gnutls-bin")
+	certtool := testenv.Program(t, "certtool", "gnutls-bin")
 	out := output(t, certtool, "--verify", "--load-ca-certificate", files.root, "--infile", files.chain)
 	if !strings.Contains(out, "Chain verification output: Verified.") {
 		t.Error(out)
@@ -125,7 +126,7 @@ func verifyInGo(t *testing.T, ca *issuingCA, cert *x509.Certificate) {
 
 func verifyInOpenSSL(t *testing.T, ca *issuingCA, f chainFiles) {
 	t.Helper()
-	openssl := tool(t, "openssl", "openssl")
+	openssl := testenv.Program(t, "openssl", "openssl")
 	out := output(t, openssl, "verify", "-x509_strict", "-attime", strconv.FormatInt(ca.now.Unix(), 10), "-CAfile", f.root, "-untrusted", f.ca, f.leaf)
 	if !strings.Contains(out, ": OK") {
 		t.Error(out)
@@ -135,7 +136,7 @@ func verifyInOpenSSL(t *testing.T, ca *issuingCA, f chainFiles) {
 // readEverywhere has them show what they read.
 func readEverywhere(t *testing.T, file string) {
 	t.Helper()
-	openssl, certtool := tool(t, "openssl", "openssl"), tool(t, "certtool", "gnutls-bin")
+	openssl, certtool := testenv.Program(t, "openssl", "openssl"), testenv.Program(t, "certtool", "gnutls-bin")
 	text := output(t, openssl, "x509", "-in", file, "-noout", "-text")
 	for _, want := range []string{"Version: 3", "CA:FALSE", "Digital Signature", "Subject Alternative Name", "Subject Key Identifier", "Authority Key Identifier"} {
 		if !strings.Contains(text, want) {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/deploy/local"
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 // TestTheOperationsPage runs the commands of docs/operations.md, section "One machine,
@@ -115,7 +116,7 @@ func emptyFolder(t *testing.T) (string, *syscall.Credential) {
 		}
 		return dir, &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	}
-	t.Skip("root, and there is no user postgres or nobody to be")
+	testenv.Lacking(t, "root, and there is no user postgres or nobody to be")
 	return "", nil
 }
 

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 type rules struct {
@@ -110,13 +112,7 @@ func TestRulesAndRunbooksNameOnlyMetricsThatExist(t *testing.T) {
 }
 
 func TestPromtoolAgrees(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("promtool is missing: apt-get install prometheus")
-		}
-		t.Skip("promtool is missing: apt-get install prometheus")
-	}
+	promtool := testenv.Program(t, "promtool", "prometheus")
 	for _, args := range [][]string{{"check", "rules", "recording.yaml", "alerts.yaml"}, {"test", "rules", "alerts_test.yaml", "alerts_slow_test.yaml"}} {
 		if out, err := exec.CommandContext(t.Context(), promtool, args...).CombinedOutput(); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 func armour(der []byte) []byte {
@@ -164,13 +165,7 @@ func TestParseAcceptsEveryKeyAndSignature(t *testing.T) {
 
 // TestParseAcceptsOpenSSL: openssl leaves out the hash's NULL in PSS, for one.
 func TestParseAcceptsOpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("openssl is missing")
-		}
-		t.Skip("openssl is missing: apt-get install openssl")
-	}
+	openssl := testenv.Program(t, "openssl", "openssl")
 	for name, args := range map[string]string{
 		"P-256":   "-newkey ec -pkeyopt ec_paramgen_curve:P-256",
 		"Ed25519": "-newkey ed25519",

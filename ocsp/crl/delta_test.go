@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/internal/crldp"
+	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/ocsp/ocsptest"
 )
@@ -106,7 +107,7 @@ func TestNoDeltaUnlessAskedFor(t *testing.T) {
 
 // openssl finds a revocation in the delta that the CRL lacks.
 func TestOpenSSLTakesADelta(t *testing.T) {
-	openssl := tool(t, "openssl", "openssl")
+	openssl := testenv.Program(t, "openssl", "openssl")
 	w := newWorld(t)
 	m := w.maker(func(c *Config, _ *Deps) { c.Delta = true })
 	w.look(m)

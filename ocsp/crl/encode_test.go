@@ -19,6 +19,7 @@ import (
 
 	"github.com/certmill/certmill/internal/crldp"
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/ocsp/ocsptest"
 )
@@ -118,20 +119,6 @@ func TestOtherEntriesThanCountedAreNoCRL(t *testing.T) {
 	}
 }
 
-// tool skips the test where a program is missing, and fails it in CI.
-func tool(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is missing: apt-get install %s", name, pkg)
-	}
-	t.Skipf("%s is missing: apt-get install %s", name, pkg)
-	return ""
-}
-
 func writeFile(t *testing.T, name string, data []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -155,7 +142,7 @@ func runs(t *testing.T, want bool, text string, name string, args ...string) {
 }
 
 func TestOpenSSLTakesTheCRLOfAShardForItsCertificatesOnly(t *testing.T) {
-	openssl := tool(t, "openssl", "openssl")
+	openssl := testenv.Program(t, "openssl", "openssl")
 	ca := newCA(t, "p256", "openssl CA")
 	p := crldp.Point{URL: "http://crl.test/issuing-1/{shard}.crl", Shards: 4}
 	bad, good := ca.leaf(t, time.Hour, p), ca.leaf(t, time.Hour, p)
@@ -200,14 +187,14 @@ func TestStrongSwanAndGnuTLSTakeTheCRL(t *testing.T) {
 	der, _ := ca.write(t, []ledger.CRLEntry{{Serial: n, RevokedAt: time.Now(), Reason: 4}}, "")
 	root := ocsptest.WriteCertificate(t, "ca.pem", ca.cert)
 	t.Run("pki", func(t *testing.T) {
-		pki := tool(t, "pki", "strongswan-pki")
+		pki := testenv.Program(t, "pki", "strongswan-pki")
 		list := writeFile(t, "list.crl", der)
 		runs(t, false, "revoked", pki, "--verify", "--in", ocsptest.WriteCertificate(t, "bad.pem", bad), "--cacert", root, "--crl", list)
 		runs(t, true, "trusted", pki, "--verify", "--in", ocsptest.WriteCertificate(t, "good.pem", good), "--cacert", root, "--crl", list)
 		runs(t, true, "superseded", pki, "--print", "--type", "crl", "--in", list)
 	})
 	t.Run("certtool", func(t *testing.T) {
-		certtool := tool(t, "certtool", "gnutls-bin")
+		certtool := testenv.Program(t, "certtool", "gnutls-bin")
 		list := crlPEM(t, "list.pem", der)
 		runs(t, true, "Verified.", certtool, "--verify-crl", "--load-ca-certificate", root, "--infile", list)
 		runs(t, false, "revoked", certtool, "--verify", "--load-ca-certificate", root, "--load-crl", list, "--infile", ocsptest.WriteCertificate(t, "bad.pem", bad))

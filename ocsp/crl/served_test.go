@@ -97,10 +97,10 @@ func TestProgramsThatFetchTheCRLSeeARevocation(t *testing.T) {
 		}
 		return string(out)
 	}
-	programs := map[string][]string{tool(t, "openssl", "openssl"): {"verify", "-crl_download", "-crl_check", "-CAfile", root, leaf}}
+	programs := map[string][]string{testenv.Program(t, "openssl", "openssl"): {"verify", "-crl_download", "-crl_check", "-CAfile", root, leaf}}
 	// Without its plugin pki has nothing to fetch with.
 	if _, err := os.Stat("/usr/lib/ipsec/plugins/libstrongswan-curl.so"); err == nil {
-		programs[tool(t, "pki", "strongswan-pki")] = []string{"--verify", "--in", leaf, "--cacert", root, "--online"}
+		programs[testenv.Program(t, "pki", "strongswan-pki")] = []string{"--verify", "--in", leaf, "--cacert", root, "--online"}
 	} else {
 		t.Log("without pki: apt-get install strongswan-pki libstrongswan-standard-plugins libstrongswan-extra-plugins")
 	}

@@ -2,9 +2,10 @@ package main
 
 import (
 	"os"
-	"os/exec"
 	"testing"
 	"time"
+
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 // TestMain lets the test's binary be the children that the benchmark starts.
@@ -19,12 +20,7 @@ func TestMain(m *testing.M) {
 // A small run from end to end: the answers of all servers are checked, the figures are
 // worth nothing.
 func TestTheBenchmarkRuns(t *testing.T) {
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skipf("%v; run `make deps`", err)
-	}
+	testenv.Program(t, "redis-server", "redis-server")
 	if err := run(t.Context(), 2000, 4, 200*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strconv"
 	"syscall"
@@ -12,19 +11,15 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 // startRedis starts a redis-server with these settings and returns its port. The
 // test's end stops it.
 func startRedis(t testing.TB, args ...string) (port int, stop func()) {
 	t.Helper()
-	path, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is missing: apt-get install redis-server")
-		}
-		t.Skip("redis-server is missing: apt-get install redis-server")
-	}
+	path := testenv.Program(t, "redis-server", "redis-server")
 	port = freePort(t)
 	args = append([]string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", t.TempDir(), "--save", ""}, args...)
 	cmd := exec.Command(path, args...)
@@ -146,8 +141,7 @@ func startSentinel(t testing.TB, name string, master int) string {
 	conf := write(t, "sentinel.conf", fmt.Appendf(nil,
 		"port %d\nbind 127.0.0.1\nsentinel monitor %s 127.0.0.1 %d 2\nsentinel down-after-milliseconds %s 500\nsentinel failover-timeout %s 3000\n",
 		port, name, master, name, name))
-	path, err := exec.LookPath("redis-server")
-	noError(t, err)
+	path := testenv.Program(t, "redis-server", "redis-server")
 	cmd := exec.Command(path, conf, "--sentinel")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	noError(t, cmd.Start())

@@ -47,23 +47,6 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// program skips the test where a program is missing, and fails it in CI. Debian keeps
-// servers in /usr/sbin, which is not on every PATH.
-func program(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/" + name)
-	}
-	switch {
-	case err != nil && os.Getenv("CI") == "true":
-		t.Fatalf("%s is missing: apt-get install %s", name, pkg)
-	case err != nil:
-		t.Skipf("%s is missing: apt-get install %s", name, pkg)
-	}
-	return path
-}
-
 func freeAddress(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -172,7 +155,7 @@ func (s *site) curl() string {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, program(s.t, "curl", "curl"), "-sS", "--cacert", s.path("ca.pem"), "--cert-status", "https://localhost:"+s.port+"/").CombinedOutput()
+	out, err := exec.CommandContext(ctx, testenv.Program(s.t, "curl", "curl"), "-sS", "--cacert", s.path("ca.pem"), "--cert-status", "https://localhost:"+s.port+"/").CombinedOutput()
 	switch text := string(out); {
 	case err == nil:
 		return "good"
@@ -190,7 +173,7 @@ func (s *site) openssl() string {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program(s.t, "openssl", "openssl"), "s_client", "-connect", "localhost:"+s.port, "-status", "-CAfile", s.path("ca.pem"))
+	cmd := exec.CommandContext(ctx, testenv.Program(s.t, "openssl", "openssl"), "s_client", "-connect", "localhost:"+s.port, "-status", "-CAfile", s.path("ca.pem"))
 	out, err := cmd.CombinedOutput()
 	switch text := string(out); {
 	case strings.Contains(text, "Cert Status: good"):
@@ -209,7 +192,7 @@ func (s *site) gnutls() bool {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
 	defer cancel()
-	return exec.CommandContext(ctx, program(s.t, "gnutls-cli", "gnutls-bin"), "--x509cafile", s.path("ca.pem"), "-p", s.port, "localhost").Run() == nil
+	return exec.CommandContext(ctx, testenv.Program(s.t, "gnutls-cli", "gnutls-bin"), "--x509cafile", s.path("ca.pem"), "-p", s.port, "localhost").Run() == nil
 }
 
 // staple starts a stapler for the site.
@@ -252,7 +235,7 @@ http {
 // nginx fetches by itself: not in its first handshake; and a revocation shows as no
 // staple, once the last good answer has ended.
 func TestNginxThatFetchesByItself(t *testing.T) {
-	nginx := program(t, "nginx", "nginx")
+	nginx := testenv.Program(t, "nginx", "nginx")
 	s := newSite(t, 8*time.Second)
 	s.proxy(nginx, s.nginx("ssl_stapling on; ssl_stapling_verify on;")...)
 	if got := s.curl(); got != "none" {
@@ -268,7 +251,7 @@ func TestNginxThatFetchesByItself(t *testing.T) {
 // nginx with a staple file staples from the first handshake on, revoked too, and
 // learns of a revocation by a reload.
 func TestNginxWithAStapleFile(t *testing.T) {
-	nginx := program(t, "nginx", "nginx")
+	nginx := testenv.Program(t, "nginx", "nginx")
 	s := newSite(t, time.Hour)
 	args := s.nginx("ssl_stapling on; ssl_stapling_file " + s.path("site.der") + ";")
 	s.staple(staple.Certificate{Chain: s.path("chain.pem"), Staple: s.path("site.der")}, func(c *staple.Config) {
@@ -280,7 +263,7 @@ func TestNginxWithAStapleFile(t *testing.T) {
 
 // HAProxy starts with the file beside its certificate and is handed every later staple.
 func TestHAProxyWithTheRuntimeSocket(t *testing.T) {
-	haproxy := program(t, "haproxy", "haproxy")
+	haproxy := testenv.Program(t, "haproxy", "haproxy")
 	s := newSite(t, time.Hour)
 	socket := s.path("admin.sock")
 	st := s.staple(staple.Certificate{Chain: s.path("site.pem"), HAProxy: []string{socket}}, func(*staple.Config) {})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/miekg/pkcs11"
 
+	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/signer/hsm"
 	"github.com/certmill/certmill/signer/hsm/hsmtest"
 )
@@ -20,7 +21,7 @@ import (
 func TestNSS(t *testing.T) {
 	found, _ := filepath.Glob("/usr/lib/*/libsoftokn3.so")
 	if len(found) == 0 {
-		t.Skip("NSS softokn is missing: apt-get install libnss3")
+		testenv.Lacking(t, "NSS softokn is missing: apt-get install libnss3")
 	}
 	token := sync.OnceValue(func() hsm.Config { return newNSS(t, found[0]) })
 	hsmtest.Run(t, hsmtest.Backend{

@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,15 +13,14 @@ import (
 
 	"github.com/certmill/certmill/internal/hsmshim"
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/testenv"
 	"github.com/certmill/certmill/signer/hsm"
 )
 
 // shimmed opens a SoftHSM token behind the project's fault module.
 func shimmed(t *testing.T, change func(*hsm.Config)) (*hsm.Token, *hsm.Key, *hsmshim.Shim) {
 	t.Helper()
-	if _, err := exec.LookPath("gcc"); err != nil {
-		t.Skip("gcc is missing: apt-get install gcc")
-	}
+	testenv.Program(t, "gcc", "gcc")
 	cfg := softHSM(t)
 	// A copy, since the shim must not share the state of the module that other tests use.
 	dir := t.TempDir()

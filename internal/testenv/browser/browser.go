@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 // Browser is a Chromium with one page.
@@ -39,13 +41,7 @@ type answer struct {
 // skipped, or fails with CI=true.
 func Start(t testing.TB) *Browser {
 	t.Helper()
-	program, err := exec.LookPath("chromium")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("chromium is missing: apt-get install chromium")
-		}
-		t.Skip("chromium is missing: apt-get install chromium")
-	}
+	program := testenv.Program(t, "chromium", "chromium")
 	theirs, to, err := os.Pipe()
 	check(t, err)
 	from, ours, err := os.Pipe()
