@@ -16,15 +16,6 @@ import (
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
-// What a terminal is told. The second screen keeps what stood in the first.
-const (
-	enterScreen = "\x1b[?1049h\x1b[?25l"
-	leaveScreen = "\x1b[?25h\x1b[?1049l"
-	home        = "\x1b[H"
-	toLineEnd   = "\x1b[K"
-	toScreenEnd = "\x1b[J"
-)
-
 // topKept is how many samples the line of rates holds.
 const topKept = 60
 
@@ -35,15 +26,19 @@ func topCommand() *cobra.Command {
 		Use:   "top",
 		Short: "Watch the whole service live, in the terminal",
 		Long: `Watch the whole service live, in the terminal: what "certmill status" shows, every two
-seconds, with the rate of the last minutes. Ctrl-C ends it. Where the output is no
-terminal the screens follow each other.`,
+seconds, with the rate of the last minutes. The key q or Ctrl-C ends it. Where the output
+is no terminal the screens follow each other.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if every < time.Second {
 				return usage("--every must be at least 1s")
 			}
 			return withGateway(c, func(ctx context.Context, g *client.Client) error {
-				t := &top{client: g, out: c.OutOrStdout(), terminal: isTerminal(c.OutOrStdout())}
+				t := &top{client: g, out: c.OutOrStdout()}
+				if isTerminal(t.out) {
+					ctx, t.screen = enterTerminal(ctx, t.out.(*os.File))
+					defer t.screen.leave()
+				}
 				return t.run(ctx, every, count)
 			})
 		},
@@ -54,30 +49,17 @@ terminal the screens follow each other.`,
 	return c
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
 // top is one session of the command.
 type top struct {
-	client   *client.Client
-	out      io.Writer
-	terminal bool
-	rates    []float64
+	client *client.Client
+	out    io.Writer
+	screen *screen // nil where out is no terminal
+	rates  []float64
 }
 
 // run looks until ctx ends. A gateway that does not answer is asked again: who watches
 // an outage must not lose the screen.
 func (t *top) run(ctx context.Context, every time.Duration, count int) error {
-	if t.terminal {
-		_, _ = io.WriteString(t.out, enterScreen)
-		defer func() { _, _ = io.WriteString(t.out, leaveScreen) }()
-	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var failure error
@@ -106,7 +88,7 @@ func (t *top) run(ctx context.Context, every time.Duration, count int) error {
 	}
 }
 
-// show writes one screen, at once, so that it does not flicker.
+// show writes one screen.
 func (t *top) show(m *certmillv1.ServiceStatus, failure error) error {
 	var b bytes.Buffer
 	w := &writer{to: &b}
@@ -119,13 +101,10 @@ func (t *top) show(m *certmillv1.ServiceStatus, failure error) error {
 		w.line("")
 		w.line("certificates/s  %s  %.1f", sparkline(t.rates), t.rates[len(t.rates)-1])
 	}
-	text := b.String()
-	if t.terminal {
-		text = home + strings.ReplaceAll(text, "\n", toLineEnd+"\n") + toScreenEnd
-	} else {
-		text += "\n"
+	if t.screen != nil {
+		return t.screen.show(b.String())
 	}
-	_, err := fmt.Fprint(t.out, text)
+	_, err := fmt.Fprintln(t.out, b.String())
 	return err
 }
 

@@ -80,6 +80,7 @@ type sweep struct {
 	dueCount   int
 	young      []ledger.Status // missing, but issued a moment ago: their event is on its way
 	waited     time.Duration   // for those events
+	told       int             // differences that were logged
 	generation string
 }
 
@@ -92,6 +93,20 @@ const youngWait = 2 * time.Second
 
 // maxYoung bounds the certificates that the sweep comes back to.
 const maxYoung = 20_000
+
+// maxTold bounds the differences that one sweep logs: an operator needs the first ones.
+const maxTold = 100
+
+// differs counts a record that is not what the ledger says, and logs which one: the
+// runbook of the alert begins with its serial.
+func (s *sweep) differs(kind string, st *ledger.Status) {
+	s.p.metrics.mismatches.WithLabelValues(kind).Inc()
+	if kind == mismatchMissing || kind == mismatchExpired || s.told == maxTold { // of a loss of Redis there are as many as certificates
+		return
+	}
+	s.told++
+	s.p.deps.Log.Error("an OCSP record differs from the ledger", "kind", kind, "serial", st.Serial)
+}
 
 // sweep makes Redis equal to the ledger for the slices held: revocations first, then
 // by expiry. It changes nothing that is right. It returns for how long it was at work.
@@ -233,7 +248,7 @@ func (s *sweep) compare(ctx context.Context, page []ledger.Status) error {
 		switch {
 		case why == "":
 			if mismatch != "" { // left as it is, and somebody should look at it
-				s.p.metrics.mismatches.WithLabelValues(mismatch).Inc()
+				s.differs(mismatch, &mine[i])
 			}
 			continue
 		case why == fromMissing && !s.healing && now.Sub(mine[i].NotBefore) < youngAge && len(s.young) < maxYoung:
@@ -241,7 +256,7 @@ func (s *sweep) compare(ctx context.Context, page []ledger.Status) error {
 			continue
 		}
 		if mismatch != "" && !(s.healing && mismatch == mismatchMissing) {
-			s.p.metrics.mismatches.WithLabelValues(mismatch).Inc()
+			s.differs(mismatch, &mine[i])
 		}
 		if mismatch == mismatchUnread || mismatch == mismatchForged { // it might stand against any other
 			if _, err := s.p.store.Drop(rctx, mine[i].Serial, records[i]); err != nil {
