@@ -22,10 +22,11 @@ import (
 type Signer interface {
 	// Do waits for the outcome of one request until ctx ends. A failure that the signer
 	// stated is the error; on success the result holds a certificate that is committed.
-	Do(ctx context.Context, request *queuev1.SignRequest, priority queue.Priority) (*queuev1.SignResult, error)
+	// others are issuers that may issue it too, in the order in which they stand in.
+	Do(ctx context.Context, request *queuev1.SignRequest, priority queue.Priority, others ...string) (*queuev1.SignResult, error)
 	// Enqueue hands over a request that nobody waits for. A nil error says that the
 	// queue has it, nothing more: the caller must be able to enqueue it again.
-	Enqueue(ctx context.Context, request *queuev1.SignRequest, priority queue.Priority) error
+	Enqueue(ctx context.Context, request *queuev1.SignRequest, priority queue.Priority, others ...string) error
 	// Expect says that n more requests are about to be given to Do, or, negative, that so
 	// many fewer are: they may travel together.
 	Expect(n int)

@@ -53,6 +53,11 @@ type Dispatcher struct {
 	wait   int              // waiters, of orders too
 	recent recentKeys
 	budget float64 // requests that may be sent again
+
+	issuers map[string]*issuerState
+	heard   map[string]time.Time // when signers last reported that they can sign for an issuer
+	heardAt time.Time
+	signing func() map[string]time.Time
 }
 
 // DispatcherDeps are what a Dispatcher works with. Conn is required and stays the
@@ -61,6 +66,10 @@ type DispatcherDeps struct {
 	Conn     *queue.Conn
 	Log      *slog.Logger
 	Registry prometheus.Registerer
+	// Signing returns when signers last reported, for each issuer, that they can sign for
+	// it; presence.Roll's is the one for production. It must be quick and safe for
+	// concurrent use. Nil: nobody reports, and issuers are judged by their answers alone.
+	Signing func() map[string]time.Time
 }
 
 // NewDispatcher makes a Dispatcher; Run brings it to life.
@@ -84,6 +93,7 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 		connected: make(chan struct{}, 1), none: make(chan struct{}, 1),
 		calls: map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
 		recent: newRecentKeys(cfg.RecentKeys), budget: budgetCap,
+		issuers: map[string]*issuerState{}, signing: deps.Signing,
 	}
 	d.link, d.unlink = context.WithCancel(context.Background())
 	d.metrics = newDispatchMetrics(deps.Registry, d)
@@ -96,13 +106,16 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 // key of another CSR is a Conflict. The errors are problems: what the signer stated,
 // Overloaded at a bound here or in the queue, Unavailable when the broker is away or
 // the time is up. No reference to r is kept.
-func (d *Dispatcher) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Priority) (*queuev1.SignResult, error) {
+//
+// others are issuers beside r's that may issue it, in the order in which they stand in
+// while no signer of r's can.
+func (d *Dispatcher) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Priority, others ...string) (*queuev1.SignResult, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, d.cfg.CallTimeout)
 		defer cancel()
 	}
-	w, err := d.join(ctx, r, p)
+	w, err := d.join(ctx, r, p, others)
 	if err != nil {
 		return nil, err
 	}
@@ -111,14 +124,15 @@ func (d *Dispatcher) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Pri
 
 // Enqueue hands over an order: a request that nobody waits for and whose outcome the
 // signer writes into the ledger. A nil error says that the queue has it, nothing
-// more: the caller must be able to enqueue it again. No reference to r is kept.
-func (d *Dispatcher) Enqueue(ctx context.Context, r *queuev1.SignRequest, p queue.Priority) error {
+// more: the caller must be able to enqueue it again. No reference to r is kept. others
+// are as for Do.
+func (d *Dispatcher) Enqueue(ctx context.Context, r *queuev1.SignRequest, p queue.Priority, others ...string) error {
 	if r.GetOrderId() == "" {
 		return problem.New(problem.Internal, "an enqueued request needs an order")
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.CallTimeout)
 	defer cancel()
-	w, err := d.join(ctx, r, p)
+	w, err := d.join(ctx, r, p, others)
 	if err != nil {
 		return err
 	}

@@ -38,6 +38,10 @@ type DispatcherConfig struct {
 	// ResendBudget bounds the requests sent again to a share of those sent, 0 to 1, so
 	// that a slow system is not made slower.
 	ResendBudget float64 `yaml:"resend_budget"`
+	// FailoverAfter is how long the signers of an issuer may answer nothing, while
+	// requests wait for them, until requests of profiles with several issuers go over to
+	// another one. What signers report of themselves counts beside it.
+	FailoverAfter time.Duration `yaml:"failover_after"`
 	// DownGrace is how long calls are still taken when the broker is away: a blip costs
 	// latency, an outage is told at once.
 	DownGrace time.Duration `yaml:"down_grace"`
@@ -64,6 +68,7 @@ func DefaultDispatcherConfig() DispatcherConfig {
 		CallTimeout:    10 * time.Second,
 		MaxResends:     2,
 		ResendBudget:   0.1,
+		FailoverAfter:  time.Second,
 		DownGrace:      time.Second,
 		RetryAfter:     time.Second,
 		RecentKeys:     100_000,
@@ -94,6 +99,7 @@ func (c DispatcherConfig) Validate() error {
 	span("gather", c.Gather, 0, time.Second)
 	span("publish_timeout", c.PublishTimeout, 10*time.Millisecond, time.Minute)
 	span("call_timeout", c.CallTimeout, 10*time.Millisecond, 5*time.Minute)
+	span("failover_after", c.FailoverAfter, 50*time.Millisecond, time.Minute)
 	span("down_grace", c.DownGrace, 0, time.Minute)
 	span("retry_after", c.RetryAfter, time.Millisecond, 5*time.Minute)
 	span("sample_interval", c.SampleInterval, 100*time.Millisecond, time.Hour)

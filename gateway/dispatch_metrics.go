@@ -15,7 +15,7 @@ import (
 
 type dispatchMetrics struct {
 	joined, timeouts, strays, forged, unsure prometheus.Counter
-	refused, resends                         *prometheus.CounterVec
+	refused, resends, failovers              *prometheus.CounterVec
 	publish, batch                           prometheus.Histogram
 	depth, depthBytes, oldest                prometheus.Gauge
 }
@@ -34,6 +34,8 @@ func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetri
 			Help: "Calls or messages refused, by bound: pending, queue, nats."}, []string{"bound"}),
 		resends: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "certmill_gateway_dispatch_resends_total",
 			Help: "Requests sent again, by reason: late, failed."}, []string{"reason"}),
+		failovers: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "certmill_gateway_dispatch_failovers_total",
+			Help: "Requests that went to another of their profile's issuers, by the issuer that they left and by reason: away (none of its signers reports or answers), silent (taken over while they waited for it), refused (by its queue), failed (its signer could not)."}, []string{"issuer", "reason"}),
 		publish: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "certmill_queue_publish_seconds",
 			Help: "Time until the broker had a message.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "certmill_queue_batch_requests",
@@ -52,7 +54,7 @@ func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetri
 			return float64(value())
 		})
 	}
-	reg.MustRegister(m.joined, m.timeouts, m.strays, m.forged, m.unsure, m.refused, m.resends, m.publish, m.batch, m.depth, m.depthBytes, m.oldest,
+	reg.MustRegister(m.joined, m.timeouts, m.strays, m.forged, m.unsure, m.refused, m.resends, m.failovers, &issuersUp{d}, m.publish, m.batch, m.depth, m.depthBytes, m.oldest,
 		gauge("certmill_gateway_dispatch_pending", "Calls that wait for an answer.", func() int { return d.wait }),
 		gauge("certmill_gateway_dispatch_max_pending", "Bound of certmill_gateway_dispatch_pending.", func() int { return d.cfg.MaxPending }),
 		gauge("certmill_gateway_dispatch_max_in_flight", "Bound of requests sent, for each issuer and priority.", func() int { return d.cfg.MaxInFlight }),
@@ -69,6 +71,29 @@ func newDispatchMetrics(reg prometheus.Registerer, d *Dispatcher) *dispatchMetri
 			return n
 		}))
 	return m
+}
+
+// issuersUp tells of each issuer that was asked for whether it is away.
+type issuersUp struct{ d *Dispatcher }
+
+var issuerUpDesc = prometheus.NewDesc("certmill_gateway_issuer_up",
+	"1 for an issuer whose signers report and answer, 0 for one whose requests go to the profile's other issuers, if it has any.", []string{"issuer"}, nil)
+
+// Describe implements prometheus.Collector.
+func (u *issuersUp) Describe(ch chan<- *prometheus.Desc) { ch <- issuerUpDesc }
+
+// Collect implements prometheus.Collector.
+func (u *issuersUp) Collect(ch chan<- prometheus.Metric) {
+	u.d.mu.Lock()
+	defer u.d.mu.Unlock()
+	now := time.Now()
+	for name := range u.d.issuers {
+		up := 1.0
+		if u.d.away(name, now) {
+			up = 0
+		}
+		ch <- prometheus.MustNewConstMetric(issuerUpDesc, prometheus.GaugeValue, up, name)
+	}
 }
 
 // sampleQueue looks at the queue at intervals and on every new connection, until ctx ends.

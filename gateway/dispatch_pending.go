@@ -25,15 +25,20 @@ type call struct {
 	key      [queue.RequestKeySize]byte
 	csr      [queue.DigestSize]byte
 	caller   string
-	order    bool // answered by the broker's acknowledgement; in no table
+	order    bool     // answered by the broker's acknowledgement; in no table
+	issuers  []string // that may issue it, in the order of its preference
+	moves    int      // how often it went over to another of them
 	lane     *lane
 	encoded  queue.Request
 	deadline time.Time // the latest of the waiters'
 	waiters  []*waiter
 	state    callState
+	sent     time.Time // when it last went out
 	late     time.Time // when it is sent again; by then the answer is late
 	resends  int
 	counted  bool // in lane.inFlight
+	// failed is a signer's failure that came before the broker's acknowledgement.
+	failed *queuev1.SignResult
 }
 
 type waiter struct {
@@ -47,11 +52,12 @@ type answer struct {
 }
 
 // join makes a waiter for r: of the call that has its key already, or of a new one.
-func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.Priority) (*waiter, error) {
+func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.Priority, others []string) (*waiter, error) {
 	if err := queue.CheckRequest(r, r.GetIssuer()); err != nil {
 		return nil, err
 	}
-	if !queue.ValidIssuer(r.Issuer) || !slices.Contains(queue.Priorities, p) {
+	issuers := append([]string{r.Issuer}, others...)
+	if slices.ContainsFunc(issuers, func(name string) bool { return !queue.ValidIssuer(name) }) || !slices.Contains(queue.Priorities, p) {
 		return nil, problem.New(problem.Internal, "no such issuer or priority")
 	}
 	if err := d.brokerAway(); err != nil {
@@ -60,7 +66,7 @@ func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.P
 	deadline, _ := ctx.Deadline()
 	c := &call{
 		key: [queue.RequestKeySize]byte(r.RequestKey), csr: [queue.DigestSize]byte(r.CsrSha256),
-		caller: r.Caller.Id, order: r.OrderId != "", deadline: deadline,
+		caller: r.Caller.Id, order: r.OrderId != "", deadline: deadline, issuers: issuers,
 	}
 	w := &waiter{call: c, answer: make(chan answer, 1)}
 
@@ -84,7 +90,11 @@ func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.P
 	if d.recent.add(c.key) {
 		c.encoded = c.encoded.SetSeen()
 	}
-	c.lane = d.lane(r.Issuer, p)
+	issuer := d.choose(c.issuers)
+	if issuer != r.Issuer {
+		c.encoded = c.encoded.SetIssuer(issuer)
+	}
+	c.lane = d.lane(issuer, p)
 	c.lane.push(c)
 	d.publishFrom(c.lane)
 	return w, nil

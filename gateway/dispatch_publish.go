@@ -100,7 +100,7 @@ func (d *Dispatcher) nextBatch(l *lane) (b batch, ok bool) {
 	now := time.Now()
 	orders := false
 	for _, c := range b.calls {
-		c.state = sending
+		c.state, c.sent = sending, now
 		c.late = now.Add(c.deadline.Sub(now) / 3)
 		if !c.counted {
 			c.counted = true
@@ -136,7 +136,7 @@ func (d *Dispatcher) publish(b batch) {
 	d.metrics.batch.Observe(float64(len(b.calls)))
 
 	if refused := d.refusal(err); refused != nil {
-		d.fail(b.calls, refused)
+		d.refuse(b.calls, refused)
 		return
 	}
 	if err != nil {
@@ -144,6 +144,22 @@ func (d *Dispatcher) publish(b batch) {
 		d.log.Debug("a batch may or may not be in the queue", "subject", b.lane.subject, "error", err)
 	}
 	d.published(b.calls, err)
+}
+
+// refuse ends calls that the broker has surely not taken, but for those that another
+// issuer's part of the queue may take.
+func (d *Dispatcher) refuse(calls []*call, err error) {
+	a := answer{err: problem.From(err)}
+	now := time.Now()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, c := range calls {
+		if to := d.standIn(c, now); c.state == sending && to != "" {
+			d.move(c, to, "refused")
+		} else {
+			d.finish(c, a)
+		}
+	}
 }
 
 // published takes note that the broker has the calls, or, with an error, may have them.
@@ -161,6 +177,10 @@ func (d *Dispatcher) published(calls []*call, err error) {
 			c.state = sent
 			if err != nil {
 				c.late = time.Time{}
+			}
+			if r := c.failed; r != nil {
+				c.failed = nil
+				d.settleCall(c, r)
 			}
 		}
 	}

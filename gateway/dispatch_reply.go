@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -57,9 +58,21 @@ func (d *Dispatcher) takeReply(m *nats.Msg) {
 			d.metrics.strays.Inc() // its caller has gone, or another copy was quicker
 			continue
 		}
-		if r.Failure != nil && d.sendAgain(c, r.Failure) {
+		if r.Failure == nil || problem.Kind(r.Failure.Kind) != problem.Unavailable {
+			d.issuer(c.lane.issuer).answered = time.Now()
+		}
+		if r.Failure != nil && c.state == sending {
+			c.failed = r // its publisher still has it
 			continue
 		}
+		d.settleCall(c, r)
+	}
+}
+
+// settleCall sends a call again whose signer could not do it just now, or ends it. The
+// caller holds the mutex.
+func (d *Dispatcher) settleCall(c *call, r *queuev1.SignResult) {
+	if r.Failure == nil || !d.sendAgain(c, r.Failure) {
 		d.finish(c, judge(c, r))
 	}
 }

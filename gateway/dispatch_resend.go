@@ -33,6 +33,7 @@ func (d *Dispatcher) resendLate(ctx context.Context) error {
 				continue
 			}
 			d.mu.Lock()
+			d.watchIssuers(now)
 			for _, c := range d.calls {
 				if c.state == sent && now.After(c.late) && !d.requeue(c, now, "late") {
 					c.late = now.Add(time.Second) // no budget or no time: look again later
@@ -77,9 +78,24 @@ func (d *Dispatcher) watchConnection(ctx context.Context) error {
 }
 
 // sendAgain queues a call again whose signer could not do it just now: another one
-// may. The caller holds the mutex.
+// may, first of all another issuer's. The caller holds the mutex.
 func (d *Dispatcher) sendAgain(c *call, f *queuev1.Failure) bool {
-	return c.state == sent && problem.Kind(f.Kind) == problem.Unavailable && d.requeue(c, time.Now(), "failed")
+	if c.state != sent || problem.Kind(f.Kind) != problem.Unavailable {
+		return false
+	}
+	now := time.Now()
+	to := d.standIn(c, now)
+	switch {
+	case to == "":
+		return d.requeue(c, now, "failed")
+	case !d.away(c.lane.issuer, now): // its signers are at work: this is more work
+		if d.budget < 1 {
+			return false
+		}
+		d.budget--
+	}
+	d.move(c, to, "failed")
+	return true
 }
 
 // requeue puts a call back into its lane, marked as seen, if tries, time and budget

@@ -35,6 +35,7 @@ type mill struct {
 	nats     config.NATS
 	cfg      DispatcherConfig
 	registry *prometheus.Registry
+	signing  func() map[string]time.Time
 	d        *Dispatcher
 	stop     func() error
 	signers  *queue.Conn
@@ -88,7 +89,7 @@ func (m *mill) connect() *queue.Conn {
 func (m *mill) start() {
 	m.t.Helper()
 	var err error
-	m.d, err = NewDispatcher(m.cfg, DispatcherDeps{Conn: m.connect(), Registry: m.registry})
+	m.d, err = NewDispatcher(m.cfg, DispatcherDeps{Conn: m.connect(), Registry: m.registry, Signing: m.signing})
 	m.check(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -101,14 +102,27 @@ func (m *mill) start() {
 // sign serves the queue with answer, one goroutine for each message, until the test ends.
 func (m *mill) sign(answer func(r *queuev1.SignRequest) *queuev1.SignResult) {
 	m.t.Helper()
+	m.signFor("issuing", answer)
+}
+
+// signFor is sign for one issuer, until the test or stop ends it.
+func (m *mill) signFor(issuer string, answer func(r *queuev1.SignRequest) *queuev1.SignResult) (stop func()) {
+	m.t.Helper()
 	ctx := patience(m.t)
-	m.check(queue.EnsureConsumers(ctx, m.signers.JetStream, m.signers.Settings, "issuing"))
+	m.check(queue.EnsureConsumers(ctx, m.signers.JetStream, m.signers.Settings, issuer))
+	var ends []func()
 	for _, p := range queue.Priorities {
-		c, err := m.signers.JetStream.Consumer(ctx, queue.SignStream, queue.SignConsumer("issuing", p))
+		c, err := m.signers.JetStream.Consumer(ctx, queue.SignStream, queue.SignConsumer(issuer, p))
 		m.check(err)
 		cc, err := c.Consume(func(msg jetstream.Msg) { m.serve(msg, answer) })
 		m.check(err)
-		m.t.Cleanup(func() { cc.Stop(); <-cc.Closed() })
+		ends = append(ends, sync.OnceFunc(func() { cc.Stop(); <-cc.Closed() }))
+		m.t.Cleanup(ends[len(ends)-1])
+	}
+	return func() {
+		for _, end := range ends {
+			end()
+		}
 	}
 }
 

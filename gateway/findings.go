@@ -180,11 +180,28 @@ func (f *findings) issuers(issuers []*certmillv1.IssuerStatus) {
 		if left, _ := f.until(i.NotAfter); left < issuerNear {
 			f.add(LevelDegraded, "issuers", "issuer %s (generation %d) expires in %d days; roll it over", i.Name, i.Generation, left/(24*time.Hour))
 		}
-		if i.Signers == 0 {
+		switch {
+		case i.Signers > 0:
+		case replaced(i, issuers):
+			f.add(LevelDegraded, "issuers", "no ready signer serves issuer %s; its profiles' other issuers do its work", i.Name)
+		default:
 			f.add(LevelDown, "issuers", "no ready signer serves issuer %s", i.Name)
 		}
 	}
 	if active == 0 {
 		f.add(LevelDown, "issuers", "there is no active issuer")
 	}
+}
+
+// replaced reports whether every profile of an issuer has another one with signers.
+func replaced(i *certmillv1.IssuerStatus, all []*certmillv1.IssuerStatus) bool {
+	for _, use := range i.Uses {
+		if !slices.ContainsFunc(all, func(o *certmillv1.IssuerStatus) bool {
+			return o.Name != i.Name && o.State == ledger.IssuerActive && o.Signers > 0 &&
+				slices.ContainsFunc(o.Uses, func(u *certmillv1.IssuerUse) bool { return u.Profile == use.Profile })
+		}) {
+			return false
+		}
+	}
+	return len(i.Uses) > 0
 }

@@ -24,7 +24,7 @@ type fixedSigner struct{ result *queuev1.SignResult }
 
 func (f fixedSigner) Ready() error { return nil }
 
-func (f fixedSigner) Do(context.Context, *queuev1.SignRequest, queue.Priority) (*queuev1.SignResult, error) {
+func (f fixedSigner) Do(context.Context, *queuev1.SignRequest, queue.Priority, ...string) (*queuev1.SignResult, error) {
 	if f.result == nil {
 		return nil, problem.Busy("test", time.Second, "nothing is signed here")
 	}
@@ -33,7 +33,9 @@ func (f fixedSigner) Do(context.Context, *queuev1.SignRequest, queue.Priority) (
 
 func (f fixedSigner) Expect(int) {}
 
-func (f fixedSigner) Enqueue(context.Context, *queuev1.SignRequest, queue.Priority) error { return nil }
+func (f fixedSigner) Enqueue(context.Context, *queuev1.SignRequest, queue.Priority, ...string) error {
+	return nil
+}
 
 // alwaysIssuers is a ledger that knows issuers and nothing else.
 type alwaysIssuers struct {

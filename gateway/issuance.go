@@ -18,6 +18,7 @@ type issuance struct {
 	window  presence.Window
 	outcome map[queue.Priority]map[problem.Kind]prometheus.Counter
 	seconds map[queue.Priority]prometheus.Observer
+	issuers *prometheus.CounterVec
 }
 
 func newIssuance(r prometheus.Registerer) *issuance {
@@ -28,8 +29,11 @@ func newIssuance(r prometheus.Registerer) *issuance {
 		Name: "certmill_gateway_issuance_seconds", Help: "Time from a checked caller to a certificate that is committed, by priority; failures are not in it.",
 		Buckets: []float64{.0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 	}, []string{"priority"})
-	r.MustRegister(outcome, seconds)
-	i := &issuance{outcome: map[queue.Priority]map[problem.Kind]prometheus.Counter{}, seconds: map[queue.Priority]prometheus.Observer{}}
+	issuers := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "certmill_gateway_issued_total", Help: "Certificates handed out to callers that waited for them, by issuer.",
+	}, []string{"issuer"})
+	r.MustRegister(outcome, seconds, issuers)
+	i := &issuance{issuers: issuers, outcome: map[queue.Priority]map[problem.Kind]prometheus.Counter{}, seconds: map[queue.Priority]prometheus.Observer{}}
 	for _, p := range []queue.Priority{queue.First, queue.Renewal} {
 		i.seconds[p] = seconds.WithLabelValues(string(p))
 		i.outcome[p] = map[problem.Kind]prometheus.Counter{"": outcome.WithLabelValues(kindLabel(""), string(p))}
@@ -54,3 +58,6 @@ func (i *issuance) ended(ctx context.Context, p queue.Priority, took time.Durati
 	}
 	i.window.Count(outcome, took, time.Now())
 }
+
+// by counts one certificate for its issuer.
+func (i *issuance) by(issuer string) { i.issuers.WithLabelValues(issuer).Inc() }

@@ -6,8 +6,8 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,6 +36,7 @@ type prepared struct {
 	reuse   time.Duration // how long the key stands
 	request *profile.Request
 	sign    *queuev1.SignRequest
+	others  []string // issuers that stand in for the one in sign
 }
 
 // issue waits for one certificate. requestID is what its answer and the log call it.
@@ -73,7 +74,7 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 		return nil, priority, err
 	}
 	failpoint.Hit(failpoint.GatewayAccepted)
-	result, err := s.signer.Do(ctx, p.sign, priority)
+	result, err := s.signer.Do(ctx, p.sign, priority, p.others...)
 	if err != nil {
 		return nil, priority, err
 	}
@@ -91,6 +92,7 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 	if err != nil {
 		return nil, priority, err
 	}
+	s.issuance.by(i.Name)
 	done, err := s.newIssued(requestID, result, i, p.request)
 	return done, priority, err
 }
@@ -129,8 +131,8 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 	if err := s.admission.certificate(ctx, c); err != nil {
 		return nil, err
 	}
-	if s.issuers.current().active[p.Issuer] == nil {
-		return nil, problem.Down("issuer", s.cfg.Limits.RetryAfter, errors.New("profile "+p.Name+" names issuer "+p.Issuer+", which is not active in the ledger"))
+	if issuers := p.IssuerNames(); !slices.ContainsFunc(issuers, s.isActive) {
+		return nil, problem.Down("issuer", s.cfg.Limits.RetryAfter, fmt.Errorf("profile %s names %q; none of these issuers is active in the ledger", p.Name, issuers))
 	}
 	// Step 2: the CSR, with its proof of possession.
 	parsed, err := csr.Parse(r.Csr)
@@ -158,14 +160,27 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 	key, window := s.requestKey(c, r.RequestId, p.Name, parsed.SHA256)
 	sign := &queuev1.SignRequest{
 		RequestKey: key[:], ReuseSeconds: uint32(window / time.Second), CsrSha256: parsed.SHA256[:],
-		Issuer: p.Issuer,
 	}
+	others := s.route(p, sign)
 	request.ToQueue(sign)
 	if deadline, ok := ctx.Deadline(); ok {
 		sign.DeadlineUnixMs = deadline.UnixMilli()
 	}
-	return &prepared{key: key, csr: parsed.SHA256, reuse: window, request: request, sign: sign}, nil
+	return &prepared{key: key, csr: parsed.SHA256, reuse: window, request: request, sign: sign, others: others}, nil
 }
+
+// route gives a request the issuer that its key chooses among the profile's, of those
+// that are active, and returns the others in the order in which they stand in.
+func (s *service) route(p *profile.Profile, r *queuev1.SignRequest) (others []string) {
+	issuers := slices.DeleteFunc(p.RankIssuers(r.RequestKey), func(name string) bool { return !s.isActive(name) })
+	if len(issuers) == 0 {
+		return nil // an order whose issuers have gone waits for them
+	}
+	r.Issuer = issuers[0]
+	return issuers[1:]
+}
+
+func (s *service) isActive(issuer string) bool { return s.issuers.current().active[issuer] != nil }
 
 func checkIssue(r *certmillv1.IssueRequest) error {
 	if len(r.Csr) == 0 {

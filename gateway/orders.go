@@ -47,19 +47,19 @@ func (s *service) submit(ctx context.Context, c *Caller, r *certmillv1.IssueRequ
 	}
 	failpoint.Hit(failpoint.GatewayOrdered)
 	if created {
-		if err := s.enqueueOrder(ctx, order.ID, p.sign); err != nil {
+		if err := s.enqueueOrder(ctx, order.ID, p.sign, p.others); err != nil {
 			s.log.Warn("an order could not be queued yet; the sweep will do it", "order", order.ID, "error", err)
 		}
 	}
 	return s.orderMessage(ctx, &order)
 }
 
-func (s *service) enqueueOrder(ctx context.Context, id string, r *queuev1.SignRequest) error {
+func (s *service) enqueueOrder(ctx context.Context, id string, r *queuev1.SignRequest, others []string) error {
 	r.OrderId = id
 	// Twice the time until the sweep looks again: a signer that is late still signs,
 	// and the ledger makes one certificate of both.
 	r.DeadlineUnixMs = s.now().Add(2 * s.cfg.Orders.StaleAfter).UnixMilli()
-	return s.signer.Enqueue(ctx, r, queue.Batch)
+	return s.signer.Enqueue(ctx, r, queue.Batch, others...)
 }
 
 // getOrder returns an order of the caller, waiting for its end up to r.Wait.
@@ -184,7 +184,12 @@ func (s *service) requeue(ctx context.Context, o *ledger.Order) error {
 		return s.failOrder(ctx, o, &problem.Error{Kind: problem.Internal, Detail: "the order cannot be read", Cause: err})
 	}
 	r.Seen = true
-	return s.enqueueOrder(ctx, o.ID, &r)
+	// Issuers may have come and gone since it was made.
+	var others []string
+	if p, err := s.profiles.Get(r.Profile); err == nil {
+		others = s.route(p, &r)
+	}
+	return s.enqueueOrder(ctx, o.ID, &r, others)
 }
 
 func (s *service) failOrder(ctx context.Context, o *ledger.Order, cause *problem.Error) error {

@@ -56,8 +56,10 @@ func newBundles(cfg SPIFFE, profiles *profile.Set) (*bundles, error) {
 	b := &bundles{refresh: cfg.RefreshHint, issuers: map[string][]string{}, extra: map[string][]*x509.Certificate{}}
 	for _, p := range profiles.All() {
 		for _, domain := range p.SPIFFE.TrustDomains {
-			if !slices.Contains(b.issuers[domain], p.Issuer) {
-				b.issuers[domain] = append(b.issuers[domain], p.Issuer)
+			for _, issuer := range p.IssuerNames() {
+				if !slices.Contains(b.issuers[domain], issuer) {
+					b.issuers[domain] = append(b.issuers[domain], issuer)
+				}
 			}
 		}
 	}

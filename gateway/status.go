@@ -157,8 +157,14 @@ func (b *statusBoard) issuers(roles []*certmillv1.RoleStatus) (out []*certmillv1
 		m := &certmillv1.IssuerStatus{Name: i.Name, Generation: i.ID, State: i.State, NotAfter: timestamppb.New(i.cert.NotAfter)}
 		if i.State == ledger.IssuerActive {
 			for _, r := range roles {
-				if r.Role == presence.Signer && r.State == presence.Ready && slices.Contains(r.Issuers, i.Name) {
+				// A signer that is not ready for one issuer may well be for another.
+				if r.Role == presence.Signer && (r.State == presence.Ready || r.State == presence.NotReady) && slices.Contains(r.Issuers, i.Name) {
 					m.Signers++
+				}
+			}
+			for _, p := range b.service.profiles.All() {
+				if p.IssuedBy(i.Name) {
+					m.Uses = append(m.Uses, &certmillv1.IssuerUse{Profile: p.Name, Share: p.IssuerShare(i.Name)})
 				}
 			}
 		}

@@ -103,7 +103,17 @@ func TestFindingsSayWhatIsNotAsItShouldBe(t *testing.T) {
 		"no CRL":         {func(m *certmillv1.ServiceStatus) { m.Crls.Never = 1 }, LevelDegraded, "1 distribution points have no CRL yet"},
 		"an issuer ends": {func(m *certmillv1.ServiceStatus) { m.Issuers[0].NotAfter = in(10 * 24 * time.Hour) }, LevelDegraded, "issuer a (generation 0) expires in 10 days"},
 		"nobody signs":   {func(m *certmillv1.ServiceStatus) { m.Issuers[0].Signers = 0 }, LevelDown, "no ready signer serves issuer a"},
-		"no issuer":      {func(m *certmillv1.ServiceStatus) { m.Issuers = nil }, LevelDown, "there is no active issuer"},
+		"one of two cannot sign": {func(m *certmillv1.ServiceStatus) {
+			uses := []*certmillv1.IssuerUse{{Profile: "p", Share: .5}}
+			m.Issuers[0].Uses = uses
+			m.Issuers = append(m.Issuers, &certmillv1.IssuerStatus{Name: "b", State: "active", NotAfter: in(365 * 24 * time.Hour), Uses: uses})
+		}, LevelDegraded, "no ready signer serves issuer b; its profiles' other issuers do its work"},
+		"one of two has a profile alone": {func(m *certmillv1.ServiceStatus) {
+			uses := []*certmillv1.IssuerUse{{Profile: "p", Share: .5}}
+			m.Issuers[0].Uses = uses
+			m.Issuers = append(m.Issuers, &certmillv1.IssuerStatus{Name: "b", State: "active", NotAfter: in(365 * 24 * time.Hour), Uses: append(uses, &certmillv1.IssuerUse{Profile: "q", Share: 1})})
+		}, LevelDown, "no ready signer serves issuer b"},
+		"no issuer": {func(m *certmillv1.ServiceStatus) { m.Issuers = nil }, LevelDown, "there is no active issuer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := well()

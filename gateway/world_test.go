@@ -230,7 +230,7 @@ func (s *softSigner) count() int {
 	return len(s.seen)
 }
 
-func (s *softSigner) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Priority) (*queuev1.SignResult, error) {
+func (s *softSigner) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Priority, _ ...string) (*queuev1.SignResult, error) {
 	if refuse := s.note(r, p); refuse != nil {
 		if err := refuse(ctx, r); err != nil {
 			return nil, err
@@ -241,7 +241,7 @@ func (s *softSigner) Do(ctx context.Context, r *queuev1.SignRequest, p queue.Pri
 
 func (s *softSigner) Expect(int) {}
 
-func (s *softSigner) Enqueue(ctx context.Context, r *queuev1.SignRequest, p queue.Priority) error {
+func (s *softSigner) Enqueue(ctx context.Context, r *queuev1.SignRequest, p queue.Priority, _ ...string) error {
 	if refuse := s.note(r, p); refuse != nil {
 		if err := refuse(ctx, r); err != nil {
 			return err

@@ -45,9 +45,9 @@ func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, critical boo
 }
 
 // fixedExtensions returns the extensions that are the same in every certificate of an
-// issuer, a profile and a CRL: all but the subject's key identifier and names. crlURL is
-// "" where the profile has no CRL.
-func fixedExtensions(authorityKeyID []byte, p *profile.Profile, crlURL string) ([]byte, error) {
+// issuer, a profile and a CRL: all but the subject's key identifier and names. The URLs are
+// "" where the profile has none.
+func fixedExtensions(authorityKeyID []byte, p *profile.Profile, issuersURL, crlURL string) ([]byte, error) {
 	b := cryptobyte.NewBuilder(nil)
 	addExtension(b, oidKeyUsage, true, func(b *cryptobyte.Builder) { addNamedBits(b, p.KeyUsageBits()) })
 	if oids := p.ExtKeyUsageOIDs(); len(oids) > 0 {
@@ -68,7 +68,7 @@ func fixedExtensions(authorityKeyID []byte, p *profile.Profile, crlURL string) (
 			b.AddASN1(tagKeyID, func(b *cryptobyte.Builder) { b.AddBytes(authorityKeyID) })
 		})
 	})
-	addAuthorityInfo(b, p)
+	addAuthorityInfo(b, p.Revocation.OCSPURL, issuersURL)
 	addRevocation(b, p, crlURL)
 	addPolicies(b, p)
 	for i := range p.ExtraExtensions {
@@ -93,8 +93,7 @@ func addNamedBits(b *cryptobyte.Builder, bits []int) {
 	})
 }
 
-func addAuthorityInfo(b *cryptobyte.Builder, p *profile.Profile) {
-	ocsp, issuers := p.Revocation.OCSPURL, p.IssuersURL
+func addAuthorityInfo(b *cryptobyte.Builder, ocsp, issuers string) {
 	if ocsp == "" && issuers == "" {
 		return
 	}

@@ -156,6 +156,11 @@ func (l *line) ready() error {
 	return nil
 }
 
+// able reports whether the line would sign for whoever asks now.
+func (l *line) able() bool {
+	return l.ready() == nil && l.s.gate.isOpen() && l.s.skewed() == nil
+}
+
 // open settles the consumers and subscribes.
 func (l *line) open(ctx context.Context) (err error) {
 	c := l.s.conn

@@ -72,7 +72,7 @@ func NewPreparer(c PreparerConfig) (*Preparer, error) {
 	}
 	var errs []error
 	for _, pr := range c.Profiles.All() {
-		if pr.Issuer == c.Issuer.Name {
+		if pr.IssuedBy(c.Issuer.Name) {
 			errs = append(errs, p.addProfile(pr))
 		}
 	}

@@ -95,6 +95,34 @@ func TestPrepareEnforcesTheProfile(t *testing.T) {
 	}
 }
 
+func TestAnIssuerSignsOnlyForProfilesThatNameIt(t *testing.T) {
+	ca := newIssuingCA(t, fixedKey(t, "issuing"))
+	shared := func(names ...string) *profile.Set {
+		return oneProfile(t, func(s *profile.Spec) {
+			s.Issuer, s.IssuersURL = "", "http://ca.test/{issuer}.cer"
+			for _, n := range names {
+				s.Issuers = append(s.Issuers, profile.WeightedIssuer{Name: n})
+			}
+		})
+	}
+	p := ca.preparer(t, func(c *PreparerConfig) { c.Profiles = shared("other", ca.issuer().Name) })
+	if _, cert := ca.issue(t, p, asking(t, nil)); cert.IssuingCertificateURL[0] != "http://ca.test/issuing-7.cer" {
+		t.Errorf("the issuer is at %q", cert.IssuingCertificateURL)
+	}
+	// A message for this issuer under a profile of others alone: no template, no signature.
+	own, others := oneProfile(t, nil).All()[0], shared("other", "another").All()[0]
+	others.Name = "others"
+	set, err := profile.NewSet(own, others)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = ca.preparer(t, func(c *PreparerConfig) { c.Profiles = set })
+	_, err = p.Prepare(asking(t, func(r *profile.Request) { r.Profile = "others" }), 5)
+	if !errors.Is(err, &problem.Error{Kind: problem.Invalid, Rule: "profile_unknown"}) {
+		t.Errorf("a profile of other issuers: %v", err)
+	}
+}
+
 func TestAPreparedCertificateIsSignedOnce(t *testing.T) {
 	ca := newIssuingCA(t, fixedKey(t, "issuing"))
 	p := ca.preparer(t, func(c *PreparerConfig) { c.Profiles = oneProfile(t, nil) })

@@ -26,7 +26,10 @@ func (s *Signer) describe(m *certmillv1.RoleStatus) {
 	}
 	m.Bounds = append(m.Bounds, &certmillv1.Bound{Name: "max_in_flight", Used: s.inFlight.Load(), Max: int64(s.cfg.MaxInFlight)})
 	for _, l := range s.allLines() {
-		m.Issuers = append(m.Issuers, l.issuer.Name)
+		// What cannot be signed for now is left to others: gateways go by this.
+		if l.able() {
+			m.Issuers = append(m.Issuers, l.issuer.Name)
+		}
 	}
 	for _, t := range s.openTokens() {
 		if d, ok := t.(interface {

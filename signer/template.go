@@ -65,7 +65,7 @@ func allExtensions(issuer *x509.Certificate, row ledger.Issuer, p *profile.Profi
 	all := make([][]byte, len(urls))
 	for i, url := range urls {
 		var err error
-		if all[i], err = fixedExtensions(issuer.SubjectKeyId, p, url); err != nil {
+		if all[i], err = fixedExtensions(issuer.SubjectKeyId, p, p.IssuersURLOf(row.Name, row.ID), url); err != nil {
 			return nil, err
 		}
 	}

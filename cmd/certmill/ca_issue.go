@@ -20,6 +20,7 @@ import (
 	"github.com/certmill/certmill/ledger"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 	"github.com/certmill/certmill/signer"
+	"github.com/certmill/certmill/signer/hsm"
 )
 
 func caIssueCommand() *cobra.Command {
@@ -69,11 +70,7 @@ func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *c
 	if err != nil {
 		return nil, err
 	}
-	issuer, err := d.issuer(ctx, p.Issuer)
-	if err != nil {
-		return nil, err
-	}
-	key, err := d.token.Key(ctx, issuer.KeyURI)
+	issuer, key, err := d.issuer(ctx, p.IssuerNames())
 	if err != nil {
 		return nil, err
 	}
@@ -107,17 +104,26 @@ func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *c
 	return asMessage(out, issuer, m.RequestId), nil
 }
 
-// issuer returns the active generation of an issuer.
-func (d *desk) issuer(ctx context.Context, name string) (ledger.Issuer, error) {
+// issuer returns the active generation of the first issuer whose key is in the token.
+func (d *desk) issuer(ctx context.Context, names []string) (ledger.Issuer, *hsm.Key, error) {
 	issuers, err := d.book.Issuers(ctx)
 	if err != nil {
-		return ledger.Issuer{}, err
+		return ledger.Issuer{}, nil, err
 	}
-	i := slices.IndexFunc(issuers, func(i ledger.Issuer) bool { return i.Name == name && i.State == "active" })
-	if i < 0 {
-		return ledger.Issuer{}, problem.New(problem.NotFound, "the ledger has no active issuer %q; make the CA with `certmill ca init`", name)
+	var errs []error
+	for _, name := range names {
+		i := slices.IndexFunc(issuers, func(i ledger.Issuer) bool { return i.Name == name && i.State == ledger.IssuerActive })
+		if i < 0 {
+			errs = append(errs, problem.New(problem.NotFound, "the ledger has no active issuer %q; make the CA with `certmill ca init`", name))
+			continue
+		}
+		key, err := d.token.Key(ctx, issuers[i].KeyURI)
+		if err == nil {
+			return issuers[i], key, nil
+		}
+		errs = append(errs, err)
 	}
-	return issuers[i], nil
+	return ledger.Issuer{}, nil, errors.Join(errs...)
 }
 
 // asMessage makes the API's certificate of a ledger row.

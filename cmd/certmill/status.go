@@ -97,10 +97,21 @@ func writeStatus(w *writer, m *certmillv1.ServiceStatus) {
 	}
 	w.line("")
 	for _, i := range m.GetIssuers() {
-		w.line("issuer     %-20s %-8s %d signers, until %s", fmt.Sprintf("%s (%d)", i.GetName(), i.GetGeneration()), i.GetState(), i.GetSigners(), when(i.GetNotAfter().AsTime()))
+		w.line("issuer     %-20s %-8s %d signers, until %s%s", fmt.Sprintf("%s (%d)", i.GetName(), i.GetGeneration()), i.GetState(), i.GetSigners(), when(i.GetNotAfter().AsTime()), sharesText(i.GetUses()))
 	}
 	w.line("")
 	writeRoles(w, m.GetRoles())
+}
+
+// sharesText says what part of a profile an issuer has, where it has not all of it.
+func sharesText(uses []*certmillv1.IssuerUse) string {
+	text := ""
+	for _, u := range uses {
+		if u.GetShare() < 1 {
+			text += fmt.Sprintf(", %.0f%% of %s", 100*u.GetShare(), u.GetProfile())
+		}
+	}
+	return text
 }
 
 // writeRoles writes a line for each process, and below a signer its tokens.

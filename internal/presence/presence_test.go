@@ -50,6 +50,29 @@ func TestAProcessIsSilentThenForgottenAndItsSuccessorTakesItsPlace(t *testing.T)
 	})
 }
 
+func TestTheRollKnowsWhichIssuersCanBeSignedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		roll := NewRoll(time.Now)
+		say := func(name, state string, issuers ...string) {
+			time.Sleep(time.Millisecond)
+			roll.Hear(NewReporter(Signer, name, func(m *certmillv1.RoleStatus) { m.State, m.Issuers = state, issuers }).Report())
+		}
+		begin := time.Now()
+		say("a", Ready, "one", "two")
+		say("b", NotReady, "two", "three")
+		say("c", Draining, "four")
+		say("d", Stopped, "five")
+		got := roll.Signing()
+		if len(got) != 3 || got["one"].Sub(begin) != time.Millisecond || got["two"].Sub(begin) != 2*time.Millisecond || got["three"].IsZero() {
+			t.Errorf("the roll has %v", got)
+		}
+		time.Sleep(SilentAfter)
+		if got := roll.Signing(); len(got) != 0 {
+			t.Errorf("after a silence the roll has %v", got)
+		}
+	})
+}
+
 func TestReportsThatAreOldStrangeOrTooManyAreNotHeard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		roll := NewRoll(time.Now)

@@ -90,6 +90,27 @@ func (r *Roll) Roles() []*certmillv1.RoleStatus {
 	return all
 }
 
+// Signing returns the issuers that signers report to be able to sign for, with when one
+// last did, by our clock.
+func (r *Roll) Signing() map[string]time.Time {
+	now := r.now()
+	issuers := map[string]time.Time{}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.heard {
+		m := e.report
+		if m.Role != Signer || m.State != Ready && m.State != NotReady || now.Sub(e.at) > SilentAfter {
+			continue
+		}
+		for _, name := range m.Issuers {
+			if e.at.After(issuers[name]) {
+				issuers[name] = e.at
+			}
+		}
+	}
+	return issuers
+}
+
 // replaced reports whether a process that fell silent has been started again: another
 // of its role and name began after it was last heard.
 func replaced(m *certmillv1.RoleStatus, all []*certmillv1.RoleStatus) bool {

@@ -36,6 +36,10 @@ func (s *Spec) setDefaults() {
 	if s.Subject.CommonName != CommonNameRequired {
 		setDefault(&s.Names.Min, 1) // a certificate names somebody
 	}
+	s.Issuers = slices.Clone(s.Issuers) // the caller's are left alone
+	for i := range s.Issuers {
+		setDefault(&s.Issuers[i].Weight, 1)
+	}
 	for _, r := range []*NameRule{&s.Names.DNS, &s.Names.IP, &s.Names.URI, &s.Names.Email} {
 		setDefault(&r.Source, SourceCSR)
 		if r.Source == SourceIdentity {
@@ -84,9 +88,7 @@ func (p *Profile) compile() error {
 	if !validName.MatchString(p.Name) {
 		f.add("name", "%q is not 1–63 of a–z, 0–9 and \"-\"", p.Name)
 	}
-	if !validName.MatchString(p.Issuer) {
-		f.add("issuer", "%q is not the name of an issuer", p.Issuer)
-	}
+	p.compileIssuers(&f)
 	if len(p.KeyTypes) == 0 {
 		f.add("key_types", "at least one is needed of %q", csr.KeyTypes)
 	}

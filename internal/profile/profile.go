@@ -16,6 +16,7 @@ type Profile struct {
 	// with its defaults filled in: it changes with what the file means, not with its comments.
 	Version string
 
+	issuers    []WeightedIssuer // Issuer or Issuers
 	callers    []callerMatch
 	commonName []glob
 	dns        kind[dnsPattern]

@@ -63,7 +63,7 @@ func (s *Set) All() []*Profile {
 func (s *Set) Issuers() []string {
 	var issuers []string
 	for _, p := range s.byName {
-		issuers = append(issuers, p.Issuer)
+		issuers = append(issuers, p.IssuerNames()...)
 	}
 	slices.Sort(issuers)
 	return slices.Compact(issuers)

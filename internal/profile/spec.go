@@ -16,6 +16,10 @@ type Spec struct {
 	Description string `yaml:"description" json:"description"`
 	// Issuer names the issuing CA, as "certmill ca show" lists it.
 	Issuer string `yaml:"issuer" json:"issuer"`
+	// Issuers names several issuing CAs instead of one: each issues its share of the
+	// certificates, and the others do its work while none of its signers can. A request
+	// and its repetitions go to the same one. Relying parties must trust the roots of all.
+	Issuers []WeightedIssuer `yaml:"issuers" json:"issuers,omitempty"`
 	// Kind is empty, or spiffe for X.509-SVIDs, the certificates of SPIFFE identities:
 	// exactly one URI name, which is a SPIFFE ID of the section spiffe, and nothing that
 	// the X.509-SVID standard forbids. What it leaves open has other defaults: the ID is
@@ -48,7 +52,8 @@ type Spec struct {
 	Policies []string `yaml:"policies" json:"policies"`
 	// Revocation says how the certificate's status is published.
 	Revocation Revocation `yaml:"revocation" json:"revocation"`
-	// IssuersURL is where the issuer's certificate can be fetched (AIA caIssuers).
+	// IssuersURL is where the issuer's certificate can be fetched (AIA caIssuers). {issuer}
+	// becomes the issuer's name and generation; with several issuers it is needed.
 	IssuersURL string `yaml:"issuers_url" json:"issuers_url"`
 	// ExtraExtensions are put into every certificate as they stand here.
 	ExtraExtensions []Extension `yaml:"extra_extensions" json:"extra_extensions"`
@@ -72,6 +77,15 @@ type SPIFFE struct {
 	// Paths lists patterns of the ID's path: "*" stands for any characters but "/", "**"
 	// for any. Default: "/**". Istio's service accounts are "/ns/*/sa/*".
 	Paths []string `yaml:"paths" json:"paths"`
+}
+
+// WeightedIssuer is one of several issuing CAs of a profile.
+type WeightedIssuer struct {
+	// Name is the issuing CA's, as "certmill ca show" lists it.
+	Name string `yaml:"name" json:"name"`
+	// Weight is the CA's part of the certificates, against the sum of all weights: 1 to
+	// 1000; default 1.
+	Weight int `yaml:"weight" json:"weight"`
 }
 
 // CallerRule fits a caller that meets each of its lists that is not empty.

@@ -12,6 +12,7 @@ import (
 // Numbers of the fields that a gateway sets after it has encoded a request.
 const (
 	fieldRequests    = 1  // SignBatch.requests
+	fieldIssuer      = 5  // SignRequest.issuer
 	fieldDeadline    = 17 // SignRequest.deadline_unix_ms
 	fieldSeen        = 18 // SignRequest.seen
 	fieldTraceparent = 19 // SignRequest.traceparent
@@ -38,6 +39,11 @@ func EncodeRequest(r *queuev1.SignRequest) (Request, error) {
 // SetDeadline returns the request with another deadline, in Unix milliseconds.
 func (r Request) SetDeadline(unixMilli int64) Request {
 	return protowire.AppendVarint(protowire.AppendTag(r, fieldDeadline, protowire.VarintType), uint64(unixMilli))
+}
+
+// SetIssuer returns the request for another issuer.
+func (r Request) SetIssuer(name string) Request {
+	return protowire.AppendString(protowire.AppendTag(r, fieldIssuer, protowire.BytesType), name)
 }
 
 // SetSeen returns the request marked as one that an earlier try may have answered.

@@ -75,11 +75,11 @@ func runGateway(ctx context.Context, cfg GatewayConfig, tel *telemetry.Telemetry
 		return err
 	}
 	defer closeQueue(ctx, conn)
-	dispatcher, err := gateway.NewDispatcher(cfg.Dispatch, gateway.DispatcherDeps{Conn: conn, Log: tel.Log, Registry: tel.Registry})
+	roll := presence.NewRoll(time.Now)
+	dispatcher, err := gateway.NewDispatcher(cfg.Dispatch, gateway.DispatcherDeps{Conn: conn, Log: tel.Log, Registry: tel.Registry, Signing: roll.Signing})
 	if err != nil {
 		return err
 	}
-	roll := presence.NewRoll(time.Now)
 	g, err := gateway.New(cfg.Config, gateway.Deps{
 		Ledger: book, Signer: dispatcher, Announcer: gateway.NewEvents(conn), Roles: roll, Queue: dispatcher, Seals: conn.Keys,
 		Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer,

@@ -163,7 +163,9 @@ func wantedCRLs(profiles *profile.Set) (wanted []crl.Wanted) {
 	}
 	for _, p := range profiles.All() {
 		if p.HasCRL() {
-			wanted = append(wanted, crl.Wanted{Issuer: p.Issuer, Point: p.CRLPoint()})
+			for _, issuer := range p.IssuerNames() {
+				wanted = append(wanted, crl.Wanted{Issuer: issuer, Point: p.CRLPoint()})
+			}
 		}
 	}
 	return wanted

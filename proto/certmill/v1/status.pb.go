@@ -1232,7 +1232,9 @@ type IssuerStatus struct {
 	State    string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
 	// signers is how many signers are ready to sign with it.
-	Signers       int32 `protobuf:"varint,5,opt,name=signers,proto3" json:"signers,omitempty"`
+	Signers int32 `protobuf:"varint,5,opt,name=signers,proto3" json:"signers,omitempty"`
+	// uses are the profiles by which it may issue.
+	Uses          []*IssuerUse `protobuf:"bytes,6,rep,name=uses,proto3" json:"uses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1298,6 +1300,68 @@ func (x *IssuerStatus) GetNotAfter() *timestamppb.Timestamp {
 func (x *IssuerStatus) GetSigners() int32 {
 	if x != nil {
 		return x.Signers
+	}
+	return 0
+}
+
+func (x *IssuerStatus) GetUses() []*IssuerUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+// IssuerUse is one profile of an issuer.
+type IssuerUse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Profile string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
+	// share is the part of the profile's certificates, 0 to 1, that the issuer has by its
+	// weight. Where it is less than 1 other issuers stand in for this one.
+	Share         float64 `protobuf:"fixed64,2,opt,name=share,proto3" json:"share,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuerUse) Reset() {
+	*x = IssuerUse{}
+	mi := &file_certmill_v1_status_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuerUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuerUse) ProtoMessage() {}
+
+func (x *IssuerUse) ProtoReflect() protoreflect.Message {
+	mi := &file_certmill_v1_status_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuerUse.ProtoReflect.Descriptor instead.
+func (*IssuerUse) Descriptor() ([]byte, []int) {
+	return file_certmill_v1_status_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *IssuerUse) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *IssuerUse) GetShare() float64 {
+	if x != nil {
+		return x.Share
 	}
 	return 0
 }
@@ -1404,7 +1468,7 @@ const file_certmill_v1_status_proto_rawDesc = "" +
 	"\x05never\x18\x02 \x01(\x03R\x05never\x12J\n" +
 	"\x13nearest_next_update\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x11nearestNextUpdate\x12H\n" +
 	"\x12oldest_this_update\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x10oldestThisUpdate\x12\x18\n" +
-	"\aentries\x18\x05 \x01(\x03R\aentries\"\xab\x01\n" +
+	"\aentries\x18\x05 \x01(\x03R\aentries\"\xd7\x01\n" +
 	"\fIssuerStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -1412,7 +1476,11 @@ const file_certmill_v1_status_proto_rawDesc = "" +
 	"generation\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x127\n" +
 	"\tnot_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
-	"\asigners\x18\x05 \x01(\x05R\asignersB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
+	"\asigners\x18\x05 \x01(\x05R\asigners\x12*\n" +
+	"\x04uses\x18\x06 \x03(\v2\x16.certmill.v1.IssuerUseR\x04uses\";\n" +
+	"\tIssuerUse\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x14\n" +
+	"\x05share\x18\x02 \x01(\x01R\x05shareB;Z9github.com/certmill/certmill/proto/certmill/v1;certmillv1b\x06proto3"
 
 var (
 	file_certmill_v1_status_proto_rawDescOnce sync.Once
@@ -1426,7 +1494,7 @@ func file_certmill_v1_status_proto_rawDescGZIP() []byte {
 	return file_certmill_v1_status_proto_rawDescData
 }
 
-var file_certmill_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_certmill_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_certmill_v1_status_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),      // 0: certmill.v1.GetStatusRequest
 	(*OpenConsoleRequest)(nil),    // 1: certmill.v1.OpenConsoleRequest
@@ -1444,12 +1512,13 @@ var file_certmill_v1_status_proto_goTypes = []any{
 	(*OCSPStatus)(nil),            // 13: certmill.v1.OCSPStatus
 	(*CRLStatus)(nil),             // 14: certmill.v1.CRLStatus
 	(*IssuerStatus)(nil),          // 15: certmill.v1.IssuerStatus
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*IssuerUse)(nil),             // 16: certmill.v1.IssuerUse
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_certmill_v1_status_proto_depIdxs = []int32{
-	16, // 0: certmill.v1.OpenConsoleResponse.expires:type_name -> google.protobuf.Timestamp
-	16, // 1: certmill.v1.ConsoleTicket.expires:type_name -> google.protobuf.Timestamp
-	16, // 2: certmill.v1.ServiceStatus.time:type_name -> google.protobuf.Timestamp
+	17, // 0: certmill.v1.OpenConsoleResponse.expires:type_name -> google.protobuf.Timestamp
+	17, // 1: certmill.v1.ConsoleTicket.expires:type_name -> google.protobuf.Timestamp
+	17, // 2: certmill.v1.ServiceStatus.time:type_name -> google.protobuf.Timestamp
 	5,  // 3: certmill.v1.ServiceStatus.findings:type_name -> certmill.v1.Finding
 	6,  // 4: certmill.v1.ServiceStatus.roles:type_name -> certmill.v1.RoleStatus
 	9,  // 5: certmill.v1.ServiceStatus.issuance:type_name -> certmill.v1.Activity
@@ -1457,27 +1526,28 @@ var file_certmill_v1_status_proto_depIdxs = []int32{
 	12, // 7: certmill.v1.ServiceStatus.ledger:type_name -> certmill.v1.LedgerStatus
 	14, // 8: certmill.v1.ServiceStatus.crls:type_name -> certmill.v1.CRLStatus
 	15, // 9: certmill.v1.ServiceStatus.issuers:type_name -> certmill.v1.IssuerStatus
-	16, // 10: certmill.v1.RoleStatus.started:type_name -> google.protobuf.Timestamp
-	16, // 11: certmill.v1.RoleStatus.reported:type_name -> google.protobuf.Timestamp
+	17, // 10: certmill.v1.RoleStatus.started:type_name -> google.protobuf.Timestamp
+	17, // 11: certmill.v1.RoleStatus.reported:type_name -> google.protobuf.Timestamp
 	7,  // 12: certmill.v1.RoleStatus.bounds:type_name -> certmill.v1.Bound
 	8,  // 13: certmill.v1.RoleStatus.tokens:type_name -> certmill.v1.TokenStatus
 	9,  // 14: certmill.v1.RoleStatus.issuance:type_name -> certmill.v1.Activity
 	13, // 15: certmill.v1.RoleStatus.ocsp:type_name -> certmill.v1.OCSPStatus
-	16, // 16: certmill.v1.TokenStatus.since:type_name -> google.protobuf.Timestamp
+	17, // 16: certmill.v1.TokenStatus.since:type_name -> google.protobuf.Timestamp
 	10, // 17: certmill.v1.Activity.latency:type_name -> certmill.v1.LatencyBucket
-	16, // 18: certmill.v1.QueueStatus.sampled:type_name -> google.protobuf.Timestamp
-	16, // 19: certmill.v1.OCSPStatus.oldest_produced:type_name -> google.protobuf.Timestamp
-	16, // 20: certmill.v1.OCSPStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
-	16, // 21: certmill.v1.OCSPStatus.swept:type_name -> google.protobuf.Timestamp
-	16, // 22: certmill.v1.OCSPStatus.signer_expiry:type_name -> google.protobuf.Timestamp
-	16, // 23: certmill.v1.CRLStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
-	16, // 24: certmill.v1.CRLStatus.oldest_this_update:type_name -> google.protobuf.Timestamp
-	16, // 25: certmill.v1.IssuerStatus.not_after:type_name -> google.protobuf.Timestamp
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	17, // 18: certmill.v1.QueueStatus.sampled:type_name -> google.protobuf.Timestamp
+	17, // 19: certmill.v1.OCSPStatus.oldest_produced:type_name -> google.protobuf.Timestamp
+	17, // 20: certmill.v1.OCSPStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
+	17, // 21: certmill.v1.OCSPStatus.swept:type_name -> google.protobuf.Timestamp
+	17, // 22: certmill.v1.OCSPStatus.signer_expiry:type_name -> google.protobuf.Timestamp
+	17, // 23: certmill.v1.CRLStatus.nearest_next_update:type_name -> google.protobuf.Timestamp
+	17, // 24: certmill.v1.CRLStatus.oldest_this_update:type_name -> google.protobuf.Timestamp
+	17, // 25: certmill.v1.IssuerStatus.not_after:type_name -> google.protobuf.Timestamp
+	16, // 26: certmill.v1.IssuerStatus.uses:type_name -> certmill.v1.IssuerUse
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_certmill_v1_status_proto_init() }
@@ -1491,7 +1561,7 @@ func file_certmill_v1_status_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_certmill_v1_status_proto_rawDesc), len(file_certmill_v1_status_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
