@@ -13,10 +13,11 @@ import (
 type FaultReport struct {
 	Name string        `json:"name"`
 	Took time.Duration `json:"took"`
-	// Calls and OK count the calls that ended while it lasted: single attempts, without
-	// their repetitions.
-	Calls int `json:"calls"`
-	OK    int `json:"ok"`
+	// Calls and OK count the calls that began while it lasted: single attempts, without
+	// their repetitions. Slowest is the longest that one of them took.
+	Calls   int           `json:"calls"`
+	OK      int           `json:"ok"`
+	Slowest time.Duration `json:"slowest"`
 	// Recovered says that the normal rate came back, and Recovery how long after its end.
 	Recovered bool          `json:"recovered"`
 	Recovery  time.Duration `json:"recovery"`
@@ -40,8 +41,12 @@ func isCall(e *judge.Event) bool {
 	return false
 }
 
-// window is what is looked at for a rate.
-const window = time.Second
+const (
+	// window is what is looked at for a rate.
+	window = time.Second
+	// prompt is how long a call may take to count for the normal rate.
+	prompt = 500 * time.Millisecond
+)
 
 // calmRate returns the successful calls a second before the first fault, without the
 // first two seconds, in which everything is new.
@@ -69,13 +74,14 @@ func calmRate(events []judge.Event) float64 {
 	return float64(n) / to.Sub(from).Seconds()
 }
 
-// recovery returns how long after end the successful calls came at the normal rate for
-// a window, if that was before now.
+// recovery returns how long after end the normal rate was back, if that was before now:
+// the beginning of the first second in which nine tenths of the calm rate began and
+// succeeded promptly. What a fault held up and let go in one burst does not count.
 func recovery(events []judge.Event, end, now time.Time, calm float64) (time.Duration, bool) {
 	var ok []time.Time
 	for i := range events {
-		if e := &events[i]; isCall(e) && e.Outcome == judge.OK && e.End().After(end) && e.End().Before(now) {
-			ok = append(ok, e.End())
+		if e := &events[i]; isCall(e) && e.Outcome == judge.OK && e.Took <= prompt && !e.At.Before(end) && e.End().Before(now) {
+			ok = append(ok, e.At)
 		}
 	}
 	slices.SortFunc(ok, time.Time.Compare)
@@ -110,8 +116,9 @@ func reports(events []judge.Event) []FaultReport {
 		}
 		r := FaultReport{Name: f.Name, Took: f.Took}
 		for k := range events {
-			if e := &events[k]; isCall(e) && e.End().After(f.At) && e.End().Before(f.End()) {
+			if e := &events[k]; isCall(e) && e.At.After(f.At) && e.At.Before(f.End()) {
 				r.Calls++
+				r.Slowest = max(r.Slowest, e.Took)
 				if e.Outcome == judge.OK {
 					r.OK++
 				}
@@ -127,13 +134,13 @@ func reports(events []judge.Event) []FaultReport {
 func (o *Outcome) Table(w io.Writer) {
 	fmt.Fprintf(w, "\nseed %d: %d operations in %d calls, %d of them without success within %s; calm rate %.1f/s\n\n",
 		o.Seed, o.Operations, o.Calls, o.Failed, opTimeout, o.CalmRate)
-	fmt.Fprintf(w, "| fault | lasted | calls | succeeded | normal rate after |\n|---|---|---|---|---|\n")
+	fmt.Fprintf(w, "| fault | lasted | calls begun | succeeded | slowest | normal rate after |\n|---|---|---|---|---|---|\n")
 	for _, f := range o.Faults {
 		after := "not before the next fault"
 		if f.Recovered {
 			after = fmt.Sprintf("%.1f s", f.Recovery.Seconds())
 		}
-		fmt.Fprintf(w, "| %s | %.1f s | %d | %.1f %% | %s |\n", f.Name, f.Took.Seconds(), f.Calls, 100*f.Availability(), after)
+		fmt.Fprintf(w, "| %s | %.1f s | %d | %.1f %% | %.2f s | %s |\n", f.Name, f.Took.Seconds(), f.Calls, 100*f.Availability(), f.Slowest.Seconds(), after)
 	}
 	fmt.Fprintln(w)
 	for _, f := range o.Findings {
