@@ -3,8 +3,6 @@ package signer
 import (
 	"context"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"github.com/certmill/certmill/internal/presence"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
@@ -33,19 +31,10 @@ func (s *Signer) describe(m *certmillv1.RoleStatus) {
 	}
 	for _, t := range s.openTokens() {
 		if d, ok := t.(interface {
-			status() *certmillv1.TokenStatus
+			Status() *certmillv1.TokenStatus
 		}); ok {
-			m.Tokens = append(m.Tokens, d.status())
+			m.Tokens = append(m.Tokens, d.Status())
 		}
 	}
-}
-
-// status describes the token.
-func (t *hsmToken) status() *certmillv1.TokenStatus {
-	state := t.State()
-	return &certmillv1.TokenStatus{
-		Name: t.Info().Label, Serial: t.Info().Serial, Condition: string(state.Condition), Reason: state.Reason,
-		Since: timestamppb.New(state.Since), Sessions: int32(state.Sessions), Busy: int32(state.Sessions - state.Idle),
-		Hanging: int32(state.Abandoned), Recoveries: int32(state.Recoveries), Signatures: int64(t.Signatures()),
-	}
+	m.Tokens = append(m.Tokens, s.openings.Unopened()...)
 }

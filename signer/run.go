@@ -90,7 +90,7 @@ func (s *Signer) openConfigured(ctx context.Context) (open []Token, retry []hsm.
 }
 
 func (s *Signer) openToken(ctx context.Context, cfg hsm.Config) (Token, error) {
-	t, err := hsm.Open(ctx, cfg, hsm.Deps{Log: s.log, Registry: s.deps.Registry, Tracer: s.tracer})
+	t, err := s.openings.Open(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/signer/hsm"
 )
 
 // Signer takes requests from the queue, signs them in an HSM, commits the
@@ -31,6 +32,8 @@ type Signer struct {
 	tracer  trace.Tracer
 	now     func() time.Time
 	metrics *metrics
+
+	openings *hsm.Openings // of the tokens
 
 	// Set by Run before anything is served.
 	parts
@@ -89,6 +92,7 @@ func newSigner(cfg Config, deps Deps) *Signer {
 		deliveries: map[*delivery]struct{}{}, trouble: map[string]error{},
 	}
 	s.metrics = newMetrics(deps.Registry, s)
+	s.openings = hsm.NewOpenings(hsm.Deps{Log: s.log, Registry: deps.Registry, Tracer: s.tracer})
 	return s
 }
 

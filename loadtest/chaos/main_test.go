@@ -41,6 +41,7 @@ func TestReliability(t *testing.T) {
 		{"nothing is lost wherever a process dies", nothingIsLostWhereverAProcessDies},
 		{"a rolling restart fails no call", aRollingRestartFailsNoCall},
 		{"the ledger is restored by the runbook", theLedgerIsRestoredByTheRunbook},
+		{"one sick token of two stops nobody", oneSickTokenOfTwoStopsNobody},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, r) }) {
 			return // what follows would fail for the same reason

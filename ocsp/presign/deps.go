@@ -13,6 +13,7 @@ import (
 	"github.com/certmill/certmill/internal/queue"
 	"github.com/certmill/certmill/internal/serial"
 	"github.com/certmill/certmill/ledger"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
 // Ledger is what the presigner reads; *ledger.Ledger is the one for production. Every
@@ -49,6 +50,8 @@ type Deps struct {
 	Queue *queue.Conn
 	// Key finds pkcs11: keys; nil where all keys are files ("file:/path/to/key.pem").
 	Key KeyFunc
+	// Tokens describes the HSM tokens that Key uses, for the reports; it may be nil.
+	Tokens func() []*certmillv1.TokenStatus
 	// Log, Registry, Tracer and Now may be nil.
 	Log      *slog.Logger
 	Registry prometheus.Registerer

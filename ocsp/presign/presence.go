@@ -32,6 +32,9 @@ func (p *Presigner) report(ctx context.Context) {
 func (p *Presigner) describe(m *certmillv1.RoleStatus) {
 	presence.State(m, p.Ready())
 	m.Bounds = append(m.Bounds, &certmillv1.Bound{Name: "concurrency", Used: int64(len(p.slots)), Max: int64(cap(p.slots))})
+	if p.deps.Tokens != nil {
+		m.Tokens = p.deps.Tokens()
+	}
 	m.Ocsp = &certmillv1.OCSPStatus{
 		Complete:          telemetry.Value(p.metrics.sweepLast) > 0,
 		Records:           int64(telemetry.Value(p.metrics.redisRecords)),

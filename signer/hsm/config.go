@@ -146,6 +146,14 @@ func (c Config) resolve() (settings, error) {
 	return s, errors.Join(errs...)
 }
 
+// name is what the configuration calls the token.
+func (s *settings) name() string {
+	if s.token.Token != "" {
+		return s.token.Token
+	}
+	return s.token.Serial
+}
+
 // pin reads the user PIN where the configuration says. Empty means that the token
 // asks for it itself (CKF_PROTECTED_AUTHENTICATION_PATH).
 func (s *settings) pin() (string, error) {

@@ -116,4 +116,7 @@ func (m *metrics) reinitialised(err error) {
 
 // DescribeMetrics registers the metrics of a token that is not there, for their
 // reference. They must not be asked for values.
-func DescribeMetrics(r prometheus.Registerer) { newMetrics(r, &Token{}) }
+func DescribeMetrics(r prometheus.Registerer) {
+	newMetrics(r, &Token{})
+	r.MustRegister(newUnopened())
+}

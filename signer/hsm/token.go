@@ -128,12 +128,7 @@ func newToken(ctx context.Context, s settings, deps Deps) (*Token, error) {
 }
 
 // name is how logs and metrics call the token: as the configuration does.
-func (t *Token) name() string {
-	if t.cfg.token.Token != "" {
-		return t.cfg.token.Token
-	}
-	return t.cfg.token.Serial
-}
+func (t *Token) name() string { return t.cfg.name() }
 
 // openSessions finds the token and opens its sessions, one after the other. Each
 // call gives its session back behind those that wait, so the next one is a new one.

@@ -7,6 +7,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/ocsp"
 	"github.com/certmill/certmill/ocsp/presign"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 	"github.com/certmill/certmill/signer/hsm"
 )
 
@@ -94,8 +96,9 @@ func runPresigner(ctx context.Context, cfg PresignerConfig, tel *telemetry.Telem
 	}
 	defer closeQueue(ctx, conn)
 	deps := presign.Deps{Ledger: book, CRLs: book, Queue: conn, Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}
-	tokens := &tokens{configs: cfg.Tokens, deps: hsm.Deps{Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer}}
+	tokens := newTokens(cfg.Tokens, tel)
 	defer tokens.close(ctx)
+	deps.Tokens = tokens.statuses
 	if len(cfg.Tokens) > 0 {
 		deps.Key = tokens.key
 	}
@@ -110,11 +113,18 @@ func runPresigner(ctx context.Context, cfg PresignerConfig, tel *telemetry.Telem
 // tokens opens HSM tokens when a key is first asked of them, and again when that
 // failed. It is safe for concurrent use.
 type tokens struct {
-	configs []hsm.Config
-	deps    hsm.Deps
+	configs  []hsm.Config
+	openings *hsm.Openings
+	log      *slog.Logger
 
-	mu   sync.Mutex
-	open map[int]*hsm.Token // by the index in configs
+	opening sync.Mutex         // held while one is opened, which may take long
+	mu      sync.Mutex         // guards open
+	open    map[int]*hsm.Token // by the index in configs
+}
+
+func newTokens(configs []hsm.Config, tel *telemetry.Telemetry) *tokens {
+	return &tokens{configs: configs, log: tel.Log, open: map[int]*hsm.Token{},
+		openings: hsm.NewOpenings(hsm.Deps{Log: tel.Log, Registry: tel.Registry, Tracer: tel.Tracer})}
 }
 
 // key finds a key in the first token that holds it.
@@ -134,20 +144,38 @@ func (t *tokens) key(ctx context.Context, uri string, public crypto.PublicKey) (
 }
 
 func (t *tokens) token(ctx context.Context, i int) (*hsm.Token, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if token := t.open[i]; token != nil {
+	if token := t.opened(i); token != nil {
 		return token, nil
 	}
-	token, err := hsm.Open(ctx, t.configs[i], t.deps)
+	t.opening.Lock()
+	defer t.opening.Unlock()
+	if token := t.opened(i); token != nil {
+		return token, nil
+	}
+	token, err := t.openings.Open(ctx, t.configs[i])
 	if err != nil {
 		return nil, fmt.Errorf("tokens[%d]: %w", i, err)
 	}
-	if t.open == nil {
-		t.open = map[int]*hsm.Token{}
-	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.open[i] = token
 	return token, nil
+}
+
+func (t *tokens) opened(i int) *hsm.Token {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.open[i]
+}
+
+// statuses describes the tokens, those that could not be opened too.
+func (t *tokens) statuses() (all []*certmillv1.TokenStatus) {
+	for i := range t.configs {
+		if token := t.opened(i); token != nil {
+			all = append(all, token.Status())
+		}
+	}
+	return append(all, t.openings.Unopened()...)
 }
 
 // watch fails as soon as a token can only be used again by a new process.
@@ -180,7 +208,7 @@ func (t *tokens) close(ctx context.Context) {
 	defer t.mu.Unlock()
 	for _, token := range t.open {
 		if err := token.Close(ctx); err != nil {
-			t.deps.Log.Warn("closing the token", "error", err)
+			t.log.Warn("closing the token", "error", err)
 		}
 	}
 }
