@@ -14,6 +14,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
@@ -35,6 +38,8 @@ type PreparerConfig struct {
 	// Now and Random are the clock and the CSPRNG; nil means the real ones.
 	Now    func() time.Time
 	Random io.Reader
+	// Tracer makes the span of the check of a signature; nil makes none.
+	Tracer trace.Tracer
 }
 
 // Preparer turns requests into certificates that lack their signature. It is safe for
@@ -47,18 +52,22 @@ type Preparer struct {
 	share     sampler
 	now       func() time.Time
 	random    io.Reader
+	tracer    trace.Tracer
 }
 
 // NewPreparer compiles the templates of the issuer's profiles and lints a sample of
 // each with each of its key types. It fails where the issuing certificate cannot issue,
 // its key is not Public, there is no profile for it, or a sample has a lint error.
 func NewPreparer(c PreparerConfig) (*Preparer, error) {
-	p := &Preparer{issuer: c.Issuer, now: c.Now, random: c.Random, templates: make(map[string]*template)}
+	p := &Preparer{issuer: c.Issuer, now: c.Now, random: c.Random, tracer: c.Tracer, templates: make(map[string]*template)}
 	if p.now == nil {
 		p.now = time.Now
 	}
 	if p.random == nil {
 		p.random = rand.Reader
+	}
+	if p.tracer == nil {
+		p.tracer = noop.Tracer{}
 	}
 	var err error
 	if p.share, err = newSampler(c.LintShare); err != nil {
@@ -145,7 +154,7 @@ func (p *Preparer) Prepare(r *profile.Request, epoch uint32) (*Prepared, error) 
 			return nil, err
 		}
 	}
-	return &Prepared{template: t, scheme: p.scheme, tbs: tbs, row: p.row(t, r, number, v)}, nil
+	return &Prepared{template: t, scheme: p.scheme, tbs: tbs, row: p.row(t, r, number, v), tracer: p.tracer}, nil
 }
 
 // validity counts from now, in whole seconds. The jitter shortens and never lengthens,
@@ -224,6 +233,7 @@ type Prepared struct {
 	scheme   *scheme
 	tbs      []byte
 	row      ledger.Certificate
+	tracer   trace.Tracer
 	redeemed atomic.Bool
 }
 
@@ -245,7 +255,7 @@ func (p *Prepared) Sign(ctx context.Context, key ContextSigner) (ledger.Certific
 	if err != nil {
 		return ledger.Certificate{}, fmt.Errorf("signing certificate %s: %w", p.row.Serial, err)
 	}
-	if err := p.scheme.verify(digest, signature); err != nil {
+	if err := p.check(ctx, digest, signature); err != nil {
 		return ledger.Certificate{}, fmt.Errorf("checking certificate %s: %w", p.row.Serial, err)
 	}
 	row := p.row
@@ -253,4 +263,14 @@ func (p *Prepared) Sign(ctx context.Context, key ContextSigner) (ledger.Certific
 		return ledger.Certificate{}, fmt.Errorf("assembling certificate %s: %w", row.Serial, err)
 	}
 	return row, nil
+}
+
+// check verifies the signature. It costs more than most signatures in hardware do, so a
+// trace shows it beside them.
+func (p *Prepared) check(ctx context.Context, digest, signature []byte) error {
+	if trace.SpanContextFromContext(ctx).IsSampled() {
+		_, span := p.tracer.Start(ctx, "signer.check")
+		defer span.End()
+	}
+	return p.scheme.verify(digest, signature)
 }

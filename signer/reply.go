@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/queue"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 )
 
@@ -23,12 +25,7 @@ const (
 func (l *line) finish(d *delivery, r *queuev1.SignRequest, res *queuev1.SignResult, err error) {
 	kind := problem.KindOf(err)
 	l.s.metrics.ended(kind, l.issuer.Name, l.s.profileLabel(r.GetProfile()))
-	switch {
-	case kind == problem.Internal:
-		l.log.Error("a request failed", "profile", r.GetProfile(), "caller", r.GetCaller().GetId(), "error", err)
-	case err != nil:
-		l.log.Debug("a request failed", "profile", r.GetProfile(), "caller", r.GetCaller().GetId(), "kind", kind, "error", err)
-	}
+	l.tell(d, r, res, kind, err)
 	late := errors.Is(err, errTooLate)
 	if late {
 		l.s.metrics.expired.Inc()
@@ -48,6 +45,21 @@ func (l *line) finish(d *delivery, r *queuev1.SignRequest, res *queuev1.SignResu
 		return
 	}
 	l.s.replies(d.reply).add(outcome{d: d, result: res})
+}
+
+// tell logs how a request ended, with its trace. The gateway logs every request, so what
+// went well is logged here only where a trace leads to it.
+func (l *line) tell(d *delivery, r *queuev1.SignRequest, res *queuev1.SignResult, kind problem.Kind, err error) {
+	ctx, traced := queue.WithTraceParent(d.ctx, r.GetTraceparent())
+	switch {
+	case kind == problem.Internal:
+		l.log.ErrorContext(ctx, "a request failed", "profile", r.GetProfile(), "caller", r.GetCaller().GetId(), "error", err)
+	case err != nil:
+		l.log.DebugContext(ctx, "a request failed", "profile", r.GetProfile(), "caller", r.GetCaller().GetId(), "kind", kind, "error", err)
+	case traced:
+		l.log.InfoContext(ctx, "a request was served", "profile", r.GetProfile(), "caller", r.GetCaller().GetId(),
+			"serial", hex.EncodeToString(res.GetSerial()), "duplicate", res.GetDuplicate())
+	}
 }
 
 // complete takes note that a request needs nothing more.

@@ -59,7 +59,7 @@ func (s *Signer) Run(ctx context.Context) error {
 
 func (s *Signer) compiler(profiles *profile.Set) func(ledger.Issuer, crypto.PublicKey) (preparer, error) {
 	return func(issuer ledger.Issuer, public crypto.PublicKey) (preparer, error) {
-		p, err := NewPreparer(PreparerConfig{Issuer: issuer, Public: public, Profiles: profiles, LintShare: s.cfg.LintShare, Now: s.deps.Now})
+		p, err := NewPreparer(PreparerConfig{Issuer: issuer, Public: public, Profiles: profiles, LintShare: s.cfg.LintShare, Now: s.deps.Now, Tracer: s.tracer})
 		if err != nil {
 			return nil, err
 		}

@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/codes"
 
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/telemetry"
 )
 
 // Key is a private key in a token. It is a crypto.Signer, safe for concurrent use,
@@ -155,12 +156,12 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 			return nil, err
 		}
 		got := time.Now()
-		t.metrics.wait.Observe(got.Sub(begin).Seconds())
+		telemetry.Observe(ctx, t.metrics.wait, got.Sub(begin).Seconds())
 		return runOn(ctx, t, s, t.cfg.CallTimeout, func(s *session) ([]byte, error) {
 			sig, err := try(t, s, k, func(s *session) ([]byte, error) { return k.signOn(s, op) })
 			if err == nil {
 				t.signatures.Add(1)
-				t.metrics.sign.Observe(time.Since(got).Seconds())
+				telemetry.Observe(ctx, t.metrics.sign, time.Since(got).Seconds())
 			}
 			return sig, err
 		})

@@ -3,10 +3,16 @@ package e2e
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -22,8 +28,11 @@ import (
 type spans struct {
 	collector.UnimplementedTraceServiceServer
 	mu    sync.Mutex
-	names map[string]map[string]string // trace id → span name → service
+	found map[string]map[string]stop // trace id → span name → the span
 }
+
+// stop is one span of a trace.
+type stop struct{ service, id, parent string }
 
 func (s *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	s.mu.Lock()
@@ -38,10 +47,10 @@ func (s *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest
 		for _, scope := range resource.ScopeSpans {
 			for _, span := range scope.Spans {
 				id := hex.EncodeToString(span.TraceId)
-				if s.names[id] == nil {
-					s.names[id] = map[string]string{}
+				if s.found[id] == nil {
+					s.found[id] = map[string]stop{}
 				}
-				s.names[id][span.Name] = service
+				s.found[id][span.Name] = stop{service, hex.EncodeToString(span.SpanId), hex.EncodeToString(span.ParentSpanId)}
 			}
 		}
 	}
@@ -49,14 +58,15 @@ func (s *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest
 }
 
 // TestOneTraceFromTheCallerToTheCommit gives a traceparent to one call and finds every
-// stop of its walk, in both processes, in that one trace.
+// stop of its walk, in both processes, in that one trace; and the trace in the lines that
+// both log, and in the exemplars of both.
 func TestOneTraceFromTheCallerToTheCommit(t *testing.T) {
 	requirePrograms(t)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := &spans{names: map[string]map[string]string{}}
+	got := &spans{found: map[string]map[string]stop{}}
 	server := grpc.NewServer()
 	collector.RegisterTraceServiceServer(server, got)
 	served := make(chan error, 1)
@@ -82,26 +92,113 @@ func TestOneTraceFromTheCallerToTheCommit(t *testing.T) {
 		}
 	})
 
-	const trace = "0af7651916cd43dd8448eb211c80319c"
-	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+trace+"-b7ad6b7169203331-01")
-	if _, err := s.gateway(t).Issue(ctx, &certmillv1.IssueRequest{Csr: newCSR(t, "trace.test"), Profile: "server"}); err != nil {
+	const trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+trace+"-"+caller+"-01")
+	res, err := s.gateway(t).Issue(ctx, &certmillv1.IssueRequest{Csr: newCSR(t, "trace.test"), Profile: "server"})
+	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{
 		"gateway.issue": "certmill-gateway", "queue.wait": "certmill-signer", "signer.prepare": "certmill-signer",
-		"hsm.sign": "certmill-signer", "ledger.commit": "certmill-signer",
+		"hsm.sign": "certmill-signer", "signer.check": "certmill-signer", "ledger.commit": "certmill-signer",
 	}
 	eventually(t, 20*time.Second, func() error {
 		got.mu.Lock()
 		defer got.mu.Unlock()
 		var missing []string
 		for name, service := range want {
-			if got.names[trace][name] != service {
+			if got.found[trace][name].service != service {
 				missing = append(missing, name)
 			}
 		}
 		if slices.Sort(missing); len(missing) > 0 {
-			return fmt.Errorf("trace %s has %v and lacks %v", trace, got.names[trace], missing)
+			return fmt.Errorf("trace %s has %v and lacks %v", trace, got.found[trace], missing)
+		}
+		return nil
+	})
+	got.mu.Lock()
+	walk := got.found[trace]
+	got.mu.Unlock()
+	if len(walk) != len(want) {
+		t.Errorf("the trace has more than the walk: %v", walk)
+	}
+	for name, span := range walk {
+		parent := walk["gateway.issue"].id
+		if name == "gateway.issue" {
+			parent = caller
+		}
+		if span.parent != parent {
+			t.Errorf("%s hangs below %s, not %s", name, span.parent, parent)
+		}
+	}
+	t.Run("logs", func(t *testing.T) { linesOfATrace(t, s, trace, res.Certificate.Serial) })
+	t.Run("exemplars", func(t *testing.T) { exemplarsOfATrace(t, s, trace) })
+}
+
+// linesOfATrace finds the line of the gateway and that of a signer.
+func linesOfATrace(t *testing.T, s *service, trace, serial string) {
+	type line struct {
+		Role, Serial string
+		TraceID      string `json:"trace_id"`
+	}
+	logs, err := filepath.Glob(s.file("log/*.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, func() error {
+		lines := map[string]int{}
+		for _, log := range logs {
+			text, err := os.ReadFile(log)
+			if err != nil {
+				return err
+			}
+			for row := range strings.Lines(string(text)) {
+				var l line
+				if json.Unmarshal([]byte(row), &l) == nil && l.TraceID == trace && l.Serial == serial {
+					lines[l.Role]++
+				}
+			}
+		}
+		if lines["gateway"] != 1 || lines["signer"] < 1 || len(lines) != 2 /* a late reply has it served again */ {
+			return fmt.Errorf("lines with trace %s and serial %s: %v", trace, serial, lines)
+		}
+		return nil
+	})
+}
+
+// exemplarsOfATrace finds the trace in the histograms of every stop, as Prometheus would.
+func exemplarsOfATrace(t *testing.T, s *service, trace string) {
+	want := []string{
+		"certmill_gateway_request_duration_seconds", "certmill_gateway_issuance_seconds", "certmill_signer_queue_wait_seconds",
+		"certmill_signer_prepare_seconds", "certmill_signer_sign_seconds", "certmill_hsm_wait_seconds", "certmill_hsm_sign_seconds", "certmill_signer_commit_seconds",
+	}
+	addresses := s.operators(t)
+	eventually(t, 20*time.Second, func() error {
+		found := map[string]bool{}
+		for _, address := range addresses {
+			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+"/metrics", nil)
+			if err != nil {
+				return err
+			}
+			request.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				return err
+			}
+			text, err := io.ReadAll(response.Body)
+			if err := errors.Join(err, response.Body.Close()); err != nil {
+				return err
+			}
+			for row := range strings.Lines(string(text)) {
+				if strings.Contains(row, `# {trace_id="`+trace+`"}`) {
+					found[row[:strings.Index(row, "_bucket")]] = true
+				}
+			}
+		}
+		for _, name := range want {
+			if !found[name] {
+				return fmt.Errorf("no exemplar in %s; there are %v", name, found)
+			}
 		}
 		return nil
 	})
