@@ -82,8 +82,8 @@ bench-mesh: deps build ## a mesh of 20,000 agents restarts: is everybody served,
 bench-ocsp: deps ## the OCSP responder beside a bare net/http handler, and Redis memory, at a million certificates
 	$(GO) run ./ocsp/ocspbench
 
-bench-overload: ## a gateway under five times its signers' capacity for OVERLOAD (default 30s): goodput, refusals, fairness, recovery
-	OVERLOAD=$${OVERLOAD:-30s} $(GO) test -count=1 -run '^TestOverload$$' -v ./gateway
+bench-overload: deps build ## the whole service under five times its signers' capacity for 30 s: goodput, refusals, fairness, memory, recovery
+	$(GO) run ./loadtest/bench/overload -bin $(BIN) $(BENCH_FLAGS)
 
 vuln: ## known vulnerabilities that the code reaches; says so where the database is out of reach
 	@deploy/supply-chain.sh vuln

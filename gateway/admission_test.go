@@ -69,6 +69,35 @@ func TestAFloodLeavesPlacesToOthers(t *testing.T) {
 	}
 }
 
+// TestWhoHoldsLittleIsServedThroughALowerBound: the places that a flood holds when they
+// lose their worth are in nobody else's way.
+func TestWhoHoldsLittleIsServedThroughALowerBound(t *testing.T) {
+	places := newLimiter("in_flight", 1000, time.Second)
+	s := newShares("caller_share", places, 0.8)
+	take := func(caller string, n int) (taken int) {
+		for ; taken < n && places.acquire(1) == nil; taken++ {
+			if s.acquire(caller, 1) != nil {
+				places.release(1)
+				return taken
+			}
+		}
+		return taken
+	}
+	if n := take("flood", 1000); n < 700 {
+		t.Fatalf("a flood that is alone gets %d places", n)
+	}
+	s.bound.Store(300)
+	if n := take("flood", 1); n != 0 {
+		t.Error("the flood gets more than is worth having")
+	}
+	if n := take("polite", 50); n != 50 {
+		t.Errorf("the polite caller gets %d places of 50", n)
+	}
+	if n := take("second flood", 1000); n == 0 || n > 100 {
+		t.Errorf("a second flood gets %d places", n)
+	}
+}
+
 // Whatever is taken and given back, nobody is left who holds nothing.
 func TestSharesForgetWhoHoldsNothing(t *testing.T) {
 	places := newLimiter("in_flight", 50, time.Second)

@@ -10,6 +10,11 @@ type Limits struct {
 	// MaxInFlight bounds the certificates being issued and calls being served at one
 	// time; beyond it the answer is Overloaded at once.
 	MaxInFlight int `yaml:"max_in_flight"`
+	// MaxWait is how long a request may wait for the signers while there are more than
+	// they can serve: max_in_flight is lowered to what they have served lately within this
+	// time, so that callers are refused at once who would wait longer, and the queue is
+	// gone as soon as the flood is. It is never lowered below max_batch. 0 lowers nothing.
+	MaxWait time.Duration `yaml:"max_wait"`
 	// RenewalShare is the share of max_in_flight that renewals may take, above 0 and at
 	// most 1. The rest is kept for first certificates: who renews has a certificate
 	// meanwhile, who starts has none. A renewal is a request whose caller shows a valid
@@ -114,6 +119,7 @@ func (l Limits) validate(e *keyErrors) {
 	} {
 		e.between(d.key, d.value, 10*time.Millisecond, 5*time.Minute)
 	}
+	e.between("limits.max_wait", l.MaxWait, 0, time.Minute)
 	e.between("limits.shutdown_delay", l.ShutdownDelay, 0, time.Minute)
 	e.require(l.CallerShare >= 0.1 && l.CallerShare <= 1, "limits.caller_share", "must be 0.1 to 1")
 	e.require(l.CallerRate >= 0 && l.CallerRate <= 1e6, "limits.caller_rate", "must be 0 to 1000000 a second")

@@ -148,6 +148,12 @@ func serverTiming(r *queuev1.SignResult, total time.Duration) string {
 	return string(b)
 }
 
+// totalTiming is serverTiming for an answer that no signer had a part in.
+func totalTiming(total time.Duration) string {
+	micros := total.Microseconds()
+	return fmt.Sprintf("total;dur=%d.%03d", micros/1000, micros%1000)
+}
+
 // problemMessage is the form in which a failure is sent.
 func problemMessage(err error, requestID string) *certmillv1.Problem {
 	e := problem.From(err)

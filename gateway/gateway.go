@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -66,6 +67,8 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 		log:      deps.Log, now: deps.Now,
 	}
 	g.service.admission = newAdmission(&g.cfg, g.service.inFlight, g.service.streams, g.service.waiting, deps.Log, deps.Now)
+	g.service.window = newWindow(&cfg.Limits, g.service.admission.calls, g.service.renewing)
+	g.service.checks = make(chan struct{}, runtime.GOMAXPROCS(0))
 	g.service.status = &statusBoard{service: g.service, roles: deps.Roles, queue: deps.Queue, self: g.reporter}
 	g.auth = &authenticator{
 		mtls: &mtlsAuth{

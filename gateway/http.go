@@ -99,6 +99,7 @@ func (h *httpAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = h.serve(ctx, x, e, w, &request{Request: r, w: w, id: id})
 	}
 	if err != nil {
+		w.Header()["Server-Timing"] = []string{totalTiming(time.Since(x.started))}
 		writeProblem(w, x.requestID, err)
 	}
 	x.end(ctx, err)

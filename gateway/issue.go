@@ -74,10 +74,12 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 		return nil, priority, err
 	}
 	failpoint.Hit(failpoint.GatewayAccepted)
+	asked := time.Now()
 	result, err := s.signer.Do(ctx, p.sign, priority, p.others...)
 	if err != nil {
 		return nil, priority, err
 	}
+	s.window.answered(time.Now(), time.Since(asked))
 	// The ledger has judged this already; a signer that mixed two requests up would
 	// end here.
 	if result.Duplicate && !bytes.Equal(result.CsrSha256, p.sign.CsrSha256) {
@@ -135,7 +137,7 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 		return nil, problem.Down("issuer", s.cfg.Limits.RetryAfter, fmt.Errorf("profile %s names %q; none of these issuers is active in the ledger", p.Name, issuers))
 	}
 	// Step 2: the CSR, with its proof of possession.
-	parsed, err := csr.Parse(r.Csr)
+	parsed, err := s.parseCSR(ctx, r.Csr)
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +183,17 @@ func (s *service) route(p *profile.Profile, r *queuev1.SignRequest) (others []st
 }
 
 func (s *service) isActive(issuer string) bool { return s.issuers.current().active[issuer] != nil }
+
+// parseCSR reads and checks a CSR when a core is free for it.
+func (s *service) parseCSR(ctx context.Context, der []byte) (*csr.Request, error) {
+	select {
+	case s.checks <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-s.checks }()
+	return csr.Parse(der)
+}
 
 func checkIssue(r *certmillv1.IssueRequest) error {
 	if len(r.Csr) == 0 {

@@ -86,9 +86,9 @@ func newMetrics(r prometheus.Registerer, s *service, listeners func() map[string
 	}, []string{"bound"})
 	r.MustRegister(requests, duration, refused,
 		gauge("certmill_gateway_in_flight_requests", "Calls and certificates in work.", func() float64 { return float64(s.inFlight.used.Load()) }),
-		gauge("certmill_gateway_in_flight_requests_max", "Their bound, limits.max_in_flight.", func() float64 { return float64(s.inFlight.max) }),
+		gauge("certmill_gateway_in_flight_requests_max", "Their bound at present: limits.max_in_flight, or less while requests wait longer than limits.max_wait.", func() float64 { return float64(s.admission.calls.bound.Load()) }),
 		gauge("certmill_gateway_renewals_in_flight_requests", "Renewals in work.", func() float64 { return float64(s.renewing.used.Load()) }),
-		gauge("certmill_gateway_renewals_in_flight_requests_max", "Their bound, limits.renewal_share of limits.max_in_flight.", func() float64 { return float64(s.renewing.max) }),
+		gauge("certmill_gateway_renewals_in_flight_requests_max", "Their bound, limits.renewal_share of that of all.", func() float64 { return float64(s.renewing.bound.Load()) }),
 		gauge("certmill_gateway_order_waiters", "Callers that wait for an order.", func() float64 { return float64(s.waiting.used.Load()) }),
 		gauge("certmill_gateway_order_waiters_max", "Their bound, orders.max_waiting.", func() float64 { return float64(s.waiting.max) }),
 		gauge("certmill_gateway_streams", "IssueStream calls that are open.", func() float64 { return float64(s.streams.used.Load()) }),

@@ -38,7 +38,7 @@ func (g *Gateway) describe(m *certmillv1.RoleStatus) {
 	}
 	s := g.service
 	m.Bounds = append(m.Bounds,
-		&certmillv1.Bound{Name: "limits.max_in_flight", Used: s.inFlight.used.Load(), Max: s.inFlight.max},
+		&certmillv1.Bound{Name: "limits.max_in_flight", Used: s.inFlight.used.Load(), Max: s.admission.calls.bound.Load()},
 		&certmillv1.Bound{Name: "orders.max_waiting", Used: s.waiting.used.Load(), Max: s.waiting.max},
 	)
 	if d, ok := g.deps.Signer.(*Dispatcher); ok {

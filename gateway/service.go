@@ -33,12 +33,16 @@ type service struct {
 	bundles   *bundles // likewise
 	inFlight  *limiter
 	renewing  *limiter // renewals among them: the rest is kept for first certificates
+	window    *window  // lowers both while signers are slow
 	waiting   *limiter
 	streams   *limiter
 	admission *admission
-	log       *slog.Logger
-	now       func() time.Time
-	tickets   *ticketOffice // nil where there is no console
+	// checks bounds the CSRs that are checked at one time, to the cores there are: more
+	// of them would only stand between a refusal and its core.
+	checks  chan struct{}
+	log     *slog.Logger
+	now     func() time.Time
+	tickets *ticketOffice // nil where there is no console
 	// consoleURL is where browsers find the console; set before the first request.
 	consoleURL string
 }

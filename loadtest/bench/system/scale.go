@@ -14,8 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/certmill/certmill/deploy/local"
-	"github.com/certmill/certmill/internal/hsmshim"
 	"github.com/certmill/certmill/loadtest/bench/stack"
 	"github.com/certmill/certmill/loadtest/observe"
 	"github.com/certmill/certmill/loadtest/report"
@@ -85,7 +83,7 @@ func (s *scale) print() {
 // measureScale goes on with the stack in dir, now with one signer and a modelled HSM,
 // keeps it busy, and adds and takes away signers meanwhile.
 func measureScale(ctx context.Context, o *options, dir string) (out *scale, err error) {
-	shim, err := newShim(dir + "-hsm")
+	shim, err := stack.ModelHSM(dir + "-hsm")
 	if err != nil {
 		return nil, err
 	}
@@ -113,21 +111,6 @@ func measureScale(ctx context.Context, o *options, dir string) (out *scale, err 
 		return nil, err
 	}
 	return out, out.take(result)
-}
-
-func newShim(dir string) (*hsmshim.Shim, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	d, err := local.OpenDir(filepath.Join(dir, "real"))
-	if err != nil {
-		return nil, err
-	}
-	real, err := local.OpenSoftHSM(d)
-	if err = errors.Join(err, d.Close(), os.Unsetenv("SOFTHSM2_CONF")); err != nil {
-		return nil, err
-	}
-	return hsmshim.New(dir, real.Module)
 }
 
 // change goes through the steps, then takes signers away again: some in order, one
