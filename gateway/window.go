@@ -69,11 +69,17 @@ func (w *window) look() {
 	}
 	w.note(w.answers)
 	bound := w.calls.bound.Load()
-	if w.waited/time.Duration(w.answers) > w.wait {
-		// No more than before: the rate is of those who were let in.
-		bound = min(bound, int64(w.best()*w.wait.Seconds()))
-	} else {
-		bound = int64(float64(bound)*windowGrowth) + 1
+	mean, can := w.waited/time.Duration(w.answers), int64(w.best()*w.wait.Seconds())
+	grown := int64(float64(bound)*windowGrowth) + 1
+	switch {
+	case mean > w.wait:
+		bound = min(bound, can) // no more than before: the rate is of those who were let in
+	case mean > w.wait/2:
+		// Near the bound the rate is that of the signers. What is let in now shows in the
+		// mean only when it is answered, so the mean is not waited for.
+		bound = max(bound, min(grown, can))
+	default:
+		bound = grown
 	}
 	bound = min(max(bound, w.least), w.calls.places.max)
 	w.calls.bound.Store(bound)

@@ -5,10 +5,13 @@ import (
 	"time"
 )
 
-// windowWorld is a window with a clock and signers that answer at a rate.
+// windowWorld is a window with a clock, signers that answer at a rate, and so many
+// callers that every place is taken.
 type windowWorld struct {
 	*window
-	now time.Time
+	now    time.Time
+	queue  []time.Time // when each entered
+	waited time.Duration
 }
 
 func newWindowWorld(maxWait time.Duration) *windowWorld {
@@ -20,12 +23,21 @@ func newWindowWorld(maxWait time.Duration) *windowWorld {
 	}
 }
 
-// answers lets the signers answer at a rate for a time. As many wait as may, so each
-// waits as long as the signers take for all.
+// answers lets the signers answer at a rate for a time. It keeps the longest wait in
+// the last tenth of it.
 func (w *windowWorld) answers(rate float64, d time.Duration) {
 	pause := time.Duration(float64(time.Second) / rate)
+	w.waited = 0
 	for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(pause) {
-		w.answered(w.now, time.Duration(float64(w.calls.bound.Load())/rate*float64(time.Second)))
+		for int64(len(w.queue)) < w.calls.bound.Load() {
+			w.queue = append(w.queue, w.now)
+		}
+		took := w.now.Sub(w.queue[0]) + pause
+		w.queue = w.queue[1:]
+		w.answered(w.now, took)
+		if end.Sub(w.now) < d/10 {
+			w.waited = max(w.waited, took)
+		}
 	}
 }
 
@@ -47,6 +59,9 @@ func TestTheWindowIsWhatTheSignersServeInTime(t *testing.T) {
 			if bound := w.calls.bound.Load(); bound < c.low || bound > c.top {
 				t.Errorf("the bound is %d, not %d to %d", bound, c.low, c.top)
 			}
+			if w.waited > 3*c.wait/2 && c.wait > 0 && c.low > w.least {
+				t.Errorf("somebody waits for %s", w.waited)
+			}
 			if all, renewals := w.calls.bound.Load(), w.renewals.bound.Load(); renewals != all/2 {
 				t.Errorf("%d for renewals, of %d", renewals, all)
 			}
@@ -58,7 +73,7 @@ func TestTheWindowOpensAgainWithTheSigners(t *testing.T) {
 	w := newWindowWorld(time.Second)
 	w.answers(200, 10*time.Second)
 	narrow := w.calls.bound.Load()
-	w.now = w.now.Add(time.Minute) // nobody asks
+	w.now, w.queue = w.now.Add(time.Minute), nil // nobody asks
 	w.answers(5000, 5*time.Second)
 	if bound := w.calls.bound.Load(); narrow > 300 || bound != w.calls.places.max {
 		t.Errorf("the bound was %d and is %d", narrow, bound)
@@ -70,11 +85,7 @@ func TestTheWindowOpensAgainWithTheSigners(t *testing.T) {
 func TestAnOutageDoesNotNarrowTheWindowForGood(t *testing.T) {
 	w := newWindowWorld(time.Second)
 	w.answers(5000, 5*time.Second)
-	w.now = w.now.Add(8 * time.Second)
-	for range 2000 { // all who waited are answered at once
-		w.answered(w.now, 8*time.Second)
-		w.now = w.now.Add(200 * time.Microsecond)
-	}
+	w.now = w.now.Add(8 * time.Second) // and then all who waited are answered
 	w.answers(5000, 4*time.Second)
 	if bound := w.calls.bound.Load(); bound != w.calls.places.max {
 		t.Errorf("the bound is %d", bound)

@@ -145,12 +145,12 @@ func (f *figures) judge(began, end time.Time, flooded, polite, probed []result) 
 }
 
 // recovery is how long after the flood the polite caller's requests are as before it:
-// from there on nine of ten in a row are answered within twice what nine of ten took.
+// from there on nine of ten in a row are answered within twice what 99 of 100 took.
 func (f *figures) recovery(end time.Time, polite []result) time.Duration {
 	const row, good = 10, 9
 	late := slices.DeleteFunc(slices.Clone(polite), func(r result) bool { return r.Due.Before(end) })
 	slices.SortFunc(late, func(a, b result) int { return a.Due.Compare(b.Due) })
-	normal := func(r *result) bool { return r.ok() && took(r) <= 2*f.Calm.P90 }
+	normal := func(r *result) bool { return r.ok() && took(r) <= 2*f.Calm.P99 }
 	for i := 0; i+row <= len(late); i++ {
 		if normal(&late[i]) && count(late[i:i+row], normal) >= good {
 			return late[i].Due.Sub(end)
@@ -159,7 +159,7 @@ func (f *figures) recovery(end time.Time, polite []result) time.Duration {
 	return after
 }
 
-// conditions are what must be held, each with whether it is.
+// missed returns what was not held of all that must be.
 func (f *figures) missed() (missed []string) {
 	for _, c := range []struct {
 		what string

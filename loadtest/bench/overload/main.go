@@ -4,7 +4,7 @@
 // SoftHSM the cores and the latency of a hardware HSM: so it is the signers that are
 // too slow, and not this machine.
 //
-// Four callers take part. One floods, one asks politely for a tenth of the capacity,
+// Three callers take part. One floods, one asks politely for a tenth of the capacity,
 // both from this process. The third has the identity of the first and asks now and
 // then from a process of its own: what it measures is the service's answer, without
 // the queues of a generator that is busy. The service's own measure, Server-Timing,
