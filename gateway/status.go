@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certmill/certmill/internal/presence"
@@ -22,6 +23,8 @@ type LedgerHealth interface {
 	CRLs(ctx context.Context) ([]ledger.CRL, error)
 	// Expiring counts what expires soon by owner; whole is false where there is more.
 	Expiring(ctx context.Context) (owners []ledger.Expiring, whole bool, err error)
+	// Reports returns what processes without a broker said of themselves.
+	Reports(ctx context.Context) ([]ledger.RoleReport, error)
 }
 
 const (
@@ -83,6 +86,7 @@ func (b *statusBoard) look(ctx context.Context) *certmillv1.ServiceStatus {
 	m.Ledger = b.ledger(ctx)
 	if m.Ledger.Ready {
 		m.Crls = b.crls(ctx)
+		m.Roles = append(m.Roles, b.written(ctx)...)
 	}
 	m.Issuers = b.issuers(m.Roles)
 	m.Findings = find(m, now)
@@ -108,6 +112,22 @@ func (b *statusBoard) heard() (roles []*certmillv1.RoleStatus) {
 		return append([]*certmillv1.RoleStatus{me}, roles...)
 	}
 	roles[i] = me
+	return roles
+}
+
+// written returns the processes that leave word in the ledger.
+func (b *statusBoard) written(ctx context.Context) (roles []*certmillv1.RoleStatus) {
+	reports, err := b.service.ledger.Reports(ctx)
+	if err != nil {
+		b.service.log.Debug("the reports in the ledger cannot be read", "error", err)
+		return nil
+	}
+	for _, r := range reports {
+		m := &certmillv1.RoleStatus{}
+		if proto.Unmarshal(r.Report, m) == nil && presence.Age(m, r.Age) {
+			roles = append(roles, m)
+		}
+	}
 	return roles
 }
 

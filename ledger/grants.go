@@ -48,6 +48,8 @@ var grants = map[string]map[string][]right{
 		"audit": {read, add}, "audit_head": {read, change},
 		// An operator may take back what he has pulled forward.
 		"early_renewals": {read, add, remove},
+		// The maintenance, which is the owner, tells of itself.
+		"role_reports": {read},
 	},
 	SignerUser: {
 		"certificates": {read, add}, "certificate_names": {read, add}, "ledger_state": {read},

@@ -116,12 +116,12 @@ func sharesText(uses []*certmillv1.IssuerUse) string {
 
 // writeRoles writes a line for each process, and below a signer its tokens.
 func writeRoles(w *writer, roles []*certmillv1.RoleStatus) {
-	w.line("%-10s %-20s %-10s %-8s %s", "ROLE", "NAME", "STATE", "UP", "VERSION")
+	w.line("%-11s %-20s %-10s %-8s %s", "ROLE", "NAME", "STATE", "UP", "VERSION")
 	for _, r := range roles {
 		up := span(r.GetReported().AsTime().Sub(r.GetStarted().AsTime()).Round(time.Second))
-		w.line("%-10s %-20s %-10s %-8s %s", r.GetRole(), short(r.GetName(), 20), r.GetState(), up, r.GetVersion())
+		w.line("%-11s %-20s %-10s %-8s %s", r.GetRole(), short(r.GetName(), 20), r.GetState(), up, r.GetVersion())
 		for _, t := range r.GetTokens() {
-			w.line("  token    %-20s %-10s %d of %d sessions busy, %d signatures, back %d times%s", short(t.GetName(), 20), t.GetCondition(),
+			w.line("  token     %-20s %-10s %d of %d sessions busy, %d signatures, back %d times%s", short(t.GetName(), 20), t.GetCondition(),
 				t.GetBusy(), t.GetSessions(), t.GetSignatures(), t.GetRecoveries(), because(t.GetReason()))
 		}
 	}

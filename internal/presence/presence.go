@@ -5,7 +5,7 @@
 //
 // A report travels as a certmill.v1.RoleStatus. Roles on NATS publish it, sealed by
 // package queue; a responder, which has no NATS, leaves it in Redis, and presigners
-// pass it on.
+// pass it on; the ledger's maintenance leaves it in the ledger, where gateways look.
 package presence
 
 import (
@@ -42,6 +42,8 @@ const (
 	Signer    = "signer"
 	Presigner = "presigner"
 	Responder = "responder"
+	// Maintenance leaves its reports in the ledger.
+	Maintenance = "maintenance"
 )
 
 // Bounds of a report, so that none can grow what keeps it.

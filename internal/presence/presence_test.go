@@ -178,3 +178,19 @@ func TestAnActivityCountsTheWholeSecondsOfItsWindow(t *testing.T) {
 		}
 	})
 }
+
+func TestAReportThatIsReadLaterIsWhatItIsByNow(t *testing.T) {
+	for _, c := range []struct {
+		state string
+		age   time.Duration
+		want  string // "": forgotten
+	}{
+		{Ready, time.Second, Ready}, {NotReady, SilentAfter, NotReady}, {Ready, SilentAfter + time.Millisecond, Silent}, {Ready, forgetAfter + time.Second, ""},
+		{Stopped, stoppedFor, Stopped}, {Stopped, stoppedFor + time.Second, ""},
+	} {
+		m := &certmillv1.RoleStatus{State: c.state}
+		if shown := Age(m, c.age); shown != (c.want != "") || shown && m.State != c.want {
+			t.Errorf("%s after %s: %s, shown %v", c.state, c.age, m.State, shown)
+		}
+	}
+}

@@ -111,6 +111,19 @@ func (r *Roll) Signing() map[string]time.Time {
 	return issuers
 }
 
+// Age makes a report that was written down and is read later what it is by now: a
+// process that has not renewed it is silent. It returns false where it is forgotten.
+func Age(m *certmillv1.RoleStatus, age time.Duration) bool {
+	trim(m)
+	if m.State == Stopped {
+		return age <= stoppedFor
+	}
+	if age > SilentAfter {
+		m.State = Silent
+	}
+	return age <= forgetAfter
+}
+
 // replaced reports whether a process that fell silent has been started again: another
 // of its role and name began after it was last heard.
 func replaced(m *certmillv1.RoleStatus, all []*certmillv1.RoleStatus) bool {

@@ -13,12 +13,13 @@ import (
 )
 
 var issuerTests = map[string]func(*testing.T, *env){
-	"one generation of a name is active":                             issuerGenerations,
-	"a generation is prepared, then active, retired, closed":         rollover,
-	"a drained signer":                                               drains,
-	"OCSP signers":                                                   ocspSigners,
-	"epochs are never given twice":                                   epochs,
-	"signatures only grow":                                           signatures,
+	"one generation of a name is active":                     issuerGenerations,
+	"a generation is prepared, then active, retired, closed": rollover,
+	"a drained signer":                                       drains,
+	"what a process without a broker says of itself":         reports,
+	"OCSP signers":                 ocspSigners,
+	"epochs are never given twice": epochs,
+	"signatures only grow":         signatures,
 	"an account closes when every signature has a row or is a stray": account,
 }
 
@@ -48,6 +49,39 @@ func issuerGenerations(t *testing.T, e *env) {
 	}
 	_, err = e.PutIssuer(t.Context(), ledger.Issuer{Name: "x", State: "odd", DER: []byte("x")})
 	wantKind(t, err, problem.Invalid)
+}
+
+func reports(t *testing.T, e *env) {
+	put := func(process, report string) {
+		t.Helper()
+		noError(t, e.PutReport(t.Context(), process, []byte(report)))
+	}
+	shown := func(want ...string) {
+		t.Helper()
+		all, err := e.Reports(t.Context())
+		noError(t, err)
+		var got []string
+		for _, r := range all {
+			got = append(got, string(r.Report))
+			if r.Age < 0 || r.Age > time.Minute {
+				t.Errorf("%s is %s old", r.Report, r.Age)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("reports %q, want %q", got, want)
+		}
+	}
+	put("maintenance a", "first")
+	put("maintenance b", "other")
+	put("maintenance a", "second")
+	shown("second", "other")
+	_, err := e.connect(t).Exec(t.Context(), `UPDATE role_reports SET reported_at = now() - INTERVAL '11 minutes' WHERE process = 'maintenance b'`)
+	noError(t, err)
+	shown("second")
+	put("maintenance a", "third")
+	if n := e.count(t, `SELECT count(*) FROM role_reports`); n != 1 {
+		t.Errorf("%d reports are kept", n)
+	}
 }
 
 func rollover(t *testing.T, e *env) {

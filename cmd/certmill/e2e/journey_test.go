@@ -15,6 +15,9 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
 // TestDemoOnce runs what `make demo-once` runs and finds its steps in what it prints.
@@ -176,7 +179,8 @@ func TestEveryRoleIsRestartedAfterKill(t *testing.T) {
 	}
 }
 
-// TestEveryRoleTellsOfItself reads the metrics of every role.
+// TestEveryRoleTellsOfItself reads the metrics of every role, and looks for each in the
+// status of the service.
 func TestEveryRoleTellsOfItself(t *testing.T) {
 	s := dev(t)
 	for role, prefix := range map[string]string{"gateway": "certmill_gateway_", "signer-1": "certmill_signer_", "presigner": "certmill_presign_", "responder": "certmill_ocsp_"} {
@@ -185,6 +189,29 @@ func TestEveryRoleTellsOfItself(t *testing.T) {
 			t.Errorf("%s has no metric %s…", role, prefix)
 		}
 	}
+	eventually(t, 30*time.Second, func() error {
+		out, _ := s.command(t, "status", "-o", "json").Output() // 10 and 11 come with a status
+		m := &certmillv1.ServiceStatus{}
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(out, m); err != nil {
+			return err
+		}
+		tokens := map[string]int{}
+		for _, r := range m.Roles {
+			if r.State == "ready" {
+				tokens[r.Role] += len(r.Tokens)
+			}
+		}
+		for _, role := range []string{"gateway", "maintenance", "presigner", "responder", "signer"} {
+			n, ok := tokens[role]
+			if !ok {
+				return fmt.Errorf("no %s is ready: %v", role, m.Roles)
+			}
+			if (role == "signer" || role == "presigner") != (n > 0) {
+				return fmt.Errorf("the %s shows %d tokens", role, n)
+			}
+		}
+		return nil
+	})
 }
 
 // tool runs a program and returns what it printed.

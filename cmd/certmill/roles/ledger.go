@@ -6,9 +6,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/certmill/certmill/internal/config"
+	"github.com/certmill/certmill/internal/presence"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
+	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
 // LedgerConfig is the configuration of the tools that work on the ledger alone.
@@ -70,7 +74,7 @@ func Maintain(ctx context.Context, cfg LedgerConfig) error {
 		defer book.Close()
 		m := &maintenance{book: book, tel: tel, every: cfg.MaintainInterval, metrics: newMaintenanceMetrics(tel.Registry)}
 		running(m)
-		return m.Run(ctx)
+		return inOrder(ctx, m.report, m.Run)
 	})
 }
 
@@ -105,6 +109,20 @@ func (m *maintenance) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// report leaves word of this process in the ledger until ctx ends: it has no broker.
+func (m *maintenance) report(ctx context.Context) error {
+	reporter := presence.NewReporter(presence.Maintenance, "", func(r *certmillv1.RoleStatus) { presence.State(r, m.Ready()) })
+	send := func(ctx context.Context, r *certmillv1.RoleStatus) error {
+		data, err := proto.Marshal(r)
+		if err != nil {
+			return err
+		}
+		return m.book.PutReport(ctx, r.GetRole()+" "+r.GetName(), data)
+	}
+	reporter.Run(ctx, send, func(err error) { m.tel.Log.Debug("this process cannot report", "error", err) })
+	return nil
 }
 
 // Ready returns how the last run ended.
