@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -39,7 +40,8 @@ func newColumns(n int) *columns {
 	}
 }
 
-func (c *columns) add(e *Entry) {
+// add takes an entry; short is whether its row may leave out what is said elsewhere in it.
+func (c *columns) add(e *Entry, short bool) {
 	c.key = append(c.key, e.RequestKey[:])
 	c.serial = append(c.serial, e.Serial[:])
 	c.csr = append(c.csr, e.CSR[:])
@@ -53,27 +55,41 @@ func (c *columns) add(e *Entry) {
 	c.notAfter = append(c.notAfter, e.NotAfter)
 	c.issuer = append(c.issuer, e.Issuer)
 	c.revocation = append(c.revocation, int16(e.Revocation))
-	c.spki = append(c.spki, e.SPKI[:])
+	spki, caller := e.SPKI[:], e.Caller
+	if short {
+		if hash, ok := spkiHash(e.DER); ok && hash == e.SPKI {
+			spki = []byte{}
+		}
+		if len(e.Names) > 0 {
+			caller = shortCaller(caller, e.Names[0])
+		}
+	}
+	c.spki = append(c.spki, spki)
 	c.profile = append(c.profile, e.Profile)
 	c.profileVersion = append(c.profileVersion, e.ProfileVersion)
-	c.caller = append(c.caller, e.Caller)
+	c.caller = append(c.caller, caller)
 	c.owner = append(c.owner, e.Owner)
 	c.service = append(c.service, e.Service)
 	c.environment = append(c.environment, e.Environment)
 	c.der = append(c.der, e.DER)
-	c.addNames(e)
+	c.addNames(e, short)
 }
 
 // addNames puts the first name into the certificate's row and each other one, once,
-// into a row of its own.
-func (c *columns) addNames(e *Entry) {
-	if len(e.Names) == 0 {
-		c.name, c.moreNames = append(c.name, ""), append(c.moreNames, nil)
-		return
+// into a row of its own. A row that may be short has "" for no other names: one NULL
+// would cost it eight octets.
+func (c *columns) addNames(e *Entry, short bool) {
+	var first string
+	var none *string
+	if short {
+		none = new(string)
 	}
-	c.name = append(c.name, e.Names[0])
-	if len(e.Names) == 1 {
-		c.moreNames = append(c.moreNames, nil)
+	if len(e.Names) > 0 {
+		first = e.Names[0]
+	}
+	c.name = append(c.name, first)
+	if len(e.Names) <= 1 {
+		c.moreNames = append(c.moreNames, none)
 		return
 	}
 	more := strings.Join(e.Names[1:], "\n")
@@ -112,6 +128,7 @@ func scanCertificate(rows pgx.Rows) (Certificate, error) {
 	var revocation int16
 	var name string
 	var more *string
+	var ok bool
 	err := rows.Scan(&number, &c.NotBefore, &c.NotAfter, &c.Issuer, &revocation, &spki,
 		&c.Profile, &c.ProfileVersion, &name, &more, &c.Caller, &c.Owner, &c.Service, &c.Environment, &c.DER)
 	if err != nil {
@@ -120,13 +137,18 @@ func scanCertificate(rows pgx.Rows) (Certificate, error) {
 	if c.Serial, err = serial.FromBytes(number); err != nil {
 		return c, err
 	}
-	copy(c.SPKI[:], spki)
+	if len(spki) > 0 {
+		copy(c.SPKI[:], spki)
+	} else if c.SPKI, ok = spkiHash(c.DER); !ok {
+		return c, fmt.Errorf("the row of %s has neither the hash of a key nor a certificate", c.Serial)
+	}
+	c.Caller = fullCaller(c.Caller, name)
 	c.Revocation = uint8(revocation)
 	c.NotBefore, c.NotAfter = c.NotBefore.UTC(), c.NotAfter.UTC()
 	if name != "" {
 		c.Names = []string{name}
 	}
-	if more != nil {
+	if more != nil && *more != "" {
 		c.Names = append(c.Names, strings.Split(*more, "\n")...)
 	}
 	return c, nil

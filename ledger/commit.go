@@ -67,6 +67,8 @@ func checkEntry(e *Entry, now time.Time) error {
 		return problem.Rejected("reuse", "max_reuse", "a request key stands for at most %s", MaxReuse)
 	case len(e.Names) > maxNames:
 		return problem.Rejected("names", "max_names", "%d names; %d is the most", len(e.Names), maxNames)
+	case kindAlone(e.Caller):
+		return problem.Rejected("caller", "identity", "the caller %q has no identity", e.Caller)
 	case e.Serial.Epoch() == 0:
 		return problem.New(problem.Internal, "an entry without a serial")
 	case e.Issuer == 0 || len(e.DER) == 0:
@@ -208,7 +210,7 @@ func (b *batch) insert(ctx context.Context, round []int) (map[serial.Number]stru
 	l := b.ledger
 	c := newColumns(len(round))
 	for _, i := range round {
-		c.add(&b.entries[i])
+		c.add(&b.entries[i], l.short)
 	}
 	rows, err := l.write.Query(ctx, commitSQL[l.dialect], c.args(l.now())...)
 	if err != nil {

@@ -84,6 +84,11 @@ func longLived(from, to time.Time) []keyRange {
 	return slices.DeleteFunc(keyRanges(serial.Number{}, from, to), func(r keyRange) bool { return r.after.Bucket().Daily() })
 }
 
+// sameName lets the index find the later ones.
+var sameName = map[dialect]string{
+	postgres: `hashtext(substr(later.name, strpos(later.name, ':') + 1)) = hashtext(substr(last.name, strpos(last.name, ':') + 1)) AND `,
+}
+
 // Successors looks at up to 1,000 certificates that live for more than 8 days and have
 // less than a week left, and returns how many it has seen and how many of them have no
 // later certificate with the same first name: nobody has renewed those. Revoked ones
@@ -94,7 +99,7 @@ func (l *Ledger) Successors(ctx context.Context) (seen, without int64, err error
 		var n, bare int64
 		err := l.query(ctx, func() {}, func(rows pgx.Rows) error { return rows.Scan(&n, &bare) },
 			`SELECT count(*), count(*) FILTER (WHERE NOT EXISTS (
-				SELECT 1 FROM certificates later WHERE later.name = last.name AND later.not_after > last.not_after))
+				SELECT 1 FROM certificates later WHERE `+sameName[l.dialect]+`later.name = last.name AND later.not_after > last.not_after))
 			FROM (SELECT name, not_after FROM certificates c
 				WHERE serial > $1 AND serial < $2 AND not_after > $3 AND not_after <= $4
 				AND NOT EXISTS (SELECT 1 FROM revocations r WHERE r.serial = c.serial)

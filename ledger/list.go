@@ -64,21 +64,38 @@ func (f *Filter) passes(c *Certificate) bool {
 		(f.ExpiresBefore.IsZero() || c.NotAfter.Before(f.ExpiresBefore))
 }
 
+// certificatesBy says how the certificates with the name or the caller $4 are found. On
+// PostgreSQL the indexes have hashes, so the text itself is asked for beside them.
+var certificatesBy = map[dialect]struct{ name, caller, callerInName string }{
+	postgres: {
+		name:   `hashtext(substr(name, strpos(name, ':') + 1)) = hashtext(substr($4::text, strpos($4, ':') + 1)) AND name = $4 AND `,
+		caller: `hashtext(caller) = hashtext($4::text) AND caller = $4 AND strpos(caller, ':') <> length(caller) AND `,
+		callerInName: `hashtext(substr(name, strpos(name, ':') + 1)) = hashtext(substr($4::text, strpos($4, ':') + 1))
+			AND caller = left($4, strpos($4, ':')) AND substr(name, strpos(name, ':') + 1) = substr($4, strpos($4, ':') + 1) AND `,
+	},
+	cockroach: {name: `name = $4 AND `, caller: `caller = $4 AND `},
+}
+
 // listKeys reads the next serials from the index that narrows the filter most.
 func (l *Ledger) listKeys(ctx context.Context, f Filter, after serial.Number, limit int) ([]serial.Number, error) {
-	const byKey = `SELECT serial FROM certificates WHERE %sserial > $1 AND serial < $2 ORDER BY serial LIMIT $3`
-	sql, args := fmt.Sprintf(byKey, ""), []any(nil)
+	const of = `SELECT serial FROM %s WHERE %sserial > $1 AND serial < $2 ORDER BY serial LIMIT $3`
+	const either = `(%s) UNION (%s) ORDER BY serial LIMIT $3`
+	where := certificatesBy[l.dialect]
+	sql, args := fmt.Sprintf(of, "certificates", ""), []any(nil)
 	switch {
 	case f.Name != "":
 		args = append(args, f.Name)
-		sql = `(` + fmt.Sprintf(byKey, `name = $4 AND `) + `) UNION
-			(SELECT serial FROM certificate_names WHERE name = $4 AND serial > $1 AND serial < $2 ORDER BY serial LIMIT $3)
-			ORDER BY serial LIMIT $3`
+		sql = fmt.Sprintf(either, fmt.Sprintf(of, "certificates", where.name), fmt.Sprintf(of, "certificate_names", "name = $4 AND "))
 	case f.Caller != "":
-		sql, args = fmt.Sprintf(byKey, `caller = $4 AND `), append(args, f.Caller)
+		args = append(args, f.Caller)
+		sql = fmt.Sprintf(of, "certificates", where.caller)
+		if where.callerInName != "" {
+			sql = fmt.Sprintf(either, sql, fmt.Sprintf(of, "certificates", where.callerInName))
+		}
 	case f.Owner != "":
 		// The index on owner is partial; the second condition says that it serves.
-		sql, args = fmt.Sprintf(byKey, `owner = $4 AND owner <> '' AND `), append(args, f.Owner)
+		args = append(args, f.Owner)
+		sql = fmt.Sprintf(of, "certificates", "owner = $4 AND owner <> '' AND ")
 	}
 	var keys []serial.Number
 	for _, r := range keyRanges(after, f.ExpiresAfter, f.ExpiresBefore) {

@@ -36,14 +36,37 @@ type Migration struct {
 	Applied time.Time
 	// SQL is the step's file, with its comments.
 	SQL string
+	// Finish is true for a pending step that Migrate leaves to FinishMigration: programs
+	// of the version before would miss what it takes away.
+	Finish bool
 }
 
 // Migrate brings the schema up to this program's version, gives the ledger's users
-// their rights (ApplyGrants) and makes the first partitions. It is a step of its own in a deployment: old and new programs both run
-// on the schema between. Running it again, or twice at once, does no harm.
-func Migrate(ctx context.Context, cfg config.Ledger) error {
+// their rights (ApplyGrants) and makes the first partitions. It is a step of its own in
+// a deployment: programs of this version and the one before both run on the schema
+// between, and commits go on meanwhile. An empty database gets the whole schema. Running
+// it again, or twice at once, does no harm.
+func Migrate(ctx context.Context, cfg config.Ledger) error { return migrate(ctx, cfg, false) }
+
+// FinishMigration is Migrate with the steps that wait until no program of the version
+// before runs any more. After it there is no way back to such a program.
+func FinishMigration(ctx context.Context, cfg config.Ledger) error { return migrate(ctx, cfg, true) }
+
+func migrate(ctx context.Context, cfg config.Ledger, finish bool) error {
 	err := withProvider(ctx, cfg, func(p *goose.Provider, _ fs.FS) error {
-		_, err := p.Up(ctx)
+		have, err := p.GetDBVersion(ctx)
+		if err != nil {
+			return err
+		}
+		if _, err := p.UpTo(ctx, migrations.Version); err != nil {
+			return err
+		}
+		if err := completeIndexes(ctx, cfg); err != nil {
+			return err
+		}
+		if have == 0 || finish {
+			_, err = p.Up(ctx)
+		}
 		return err
 	})
 	if err != nil {
@@ -69,12 +92,14 @@ func MigrationStatus(ctx context.Context, cfg config.Ledger) ([]Migration, error
 		if err != nil {
 			return err
 		}
+		started := len(all) > 0 && !all[0].AppliedAt.IsZero()
 		for _, m := range all {
 			text, err := fs.ReadFile(files, m.Source.Path)
 			if err != nil {
 				return err
 			}
-			out = append(out, Migration{Version: m.Source.Version, File: m.Source.Path, Applied: m.AppliedAt, SQL: string(text)})
+			out = append(out, Migration{Version: m.Source.Version, File: m.Source.Path, Applied: m.AppliedAt, SQL: string(text),
+				Finish: started && m.AppliedAt.IsZero() && m.Source.Version > migrations.Version})
 		}
 		return nil
 	})

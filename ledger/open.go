@@ -79,6 +79,8 @@ type Ledger struct {
 	log         *slog.Logger
 	now         func() time.Time
 	metrics     *metrics
+	// short is whether rows are written without what their other columns say (shorten).
+	short bool
 }
 
 // Open connects to the ledger and checks that its schema is new enough. It never
@@ -89,7 +91,7 @@ func Open(ctx context.Context, cfg config.Ledger, deps Deps) (*Ledger, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, durable, err := probe(ctx, base.ConnConfig)
+	d, version, durable, err := probe(ctx, base.ConnConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +104,7 @@ func Open(ctx context.Context, cfg config.Ledger, deps Deps) (*Ledger, error) {
 	if len(durable.off) > 0 {
 		deps.Log.Error("the database does not keep what it has acknowledged: a crash of its machine loses certificates that were released", "off", durable.off)
 	}
-	l := &Ledger{dialect: d, log: deps.Log, now: deps.Now}
+	l := &Ledger{dialect: d, log: deps.Log, now: deps.Now, short: d == postgres && version >= migrations.ShortRows}
 	total := cfg.MaxConnections
 	if total <= 0 {
 		total = defaultConnections
@@ -196,31 +198,31 @@ type durability struct {
 }
 
 // probe asks the database what it is, which schema it has, and whether commits last.
-func probe(ctx context.Context, cc *pgx.ConnConfig) (d dialect, kept durability, err error) {
+func probe(ctx context.Context, cc *pgx.ConnConfig) (d dialect, schema int64, kept durability, err error) {
 	conn, err := pgx.ConnectConfig(ctx, cc)
 	if err != nil {
-		return "", kept, problem.Down("ledger", time.Second, err)
+		return "", 0, kept, problem.Down("ledger", time.Second, err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	d, err = dialectOf(ctx, conn)
 	if err != nil {
-		return "", kept, problem.Down("ledger", time.Second, err)
+		return "", 0, kept, problem.Down("ledger", time.Second, err)
 	}
-	have, err := schemaVersion(ctx, conn)
+	schema, err = schemaVersion(ctx, conn)
 	if err != nil {
-		return "", kept, problem.Down("ledger", time.Second, err)
+		return "", 0, kept, problem.Down("ledger", time.Second, err)
 	}
-	if have < migrations.Version {
-		return "", kept, &SchemaError{Have: have, Want: migrations.Version}
+	if schema < migrations.Version {
+		return "", 0, kept, &SchemaError{Have: schema, Want: migrations.Version}
 	}
 	if d != postgres {
-		return d, kept, nil
+		return d, schema, kept, nil
 	}
 	if kept.lazy, err = lazyCommit(ctx, conn); err == nil {
 		kept.off, err = volatile(ctx, conn)
 	}
 	if err != nil {
-		return "", kept, problem.Down("ledger", time.Second, err)
+		return "", 0, kept, problem.Down("ledger", time.Second, err)
 	}
-	return d, kept, nil
+	return d, schema, kept, nil
 }

@@ -1,0 +1,7 @@
+-- Nothing to do, as in step 9.
+
+-- +goose Up
+SELECT 1;
+
+-- +goose Down
+SELECT 1;
