@@ -1,77 +1,75 @@
 package ledger
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/serial"
 )
 
 // columns are the entries of a batch turned on their side: one array for each
 // parameter of the commit statement.
 type columns struct {
-	key, serial, csr, spki, der         pgtype.FlatArray[[]byte]
-	reuseUntil, notBefore, notAfter     pgtype.FlatArray[time.Time]
-	issuer                              pgtype.FlatArray[int32]
-	revocation                          pgtype.FlatArray[int16]
-	profile, profileVersion, name       pgtype.FlatArray[string]
-	moreNames                           pgtype.FlatArray[*string]
-	caller, owner, service, environment pgtype.FlatArray[string]
-	otherName                           pgtype.FlatArray[string]
-	otherSerial                         pgtype.FlatArray[[]byte]
-	otherNotAfter                       pgtype.FlatArray[time.Time]
+	key, serial, csr, spki, der         array
+	reuseUntil, notBefore, notAfter     array
+	issuer, revocation                  array
+	profile, profileVersion             array
+	name, moreNames                     array
+	caller, owner, service, environment array
+
+	// Of names beyond the first, a row each.
+	otherName, otherSerial, otherNotAfter array
 }
 
+// newColumns returns columns with room for n entries of a usual size.
 func newColumns(n int) *columns {
-	b := func() pgtype.FlatArray[[]byte] { return make([][]byte, 0, n) }
-	t := func() pgtype.FlatArray[time.Time] { return make([]time.Time, 0, n) }
-	s := func() pgtype.FlatArray[string] { return make([]string, 0, n) }
 	return &columns{
-		key: b(), serial: b(), csr: b(), spki: b(), der: b(),
-		reuseUntil: t(), notBefore: t(), notAfter: t(),
-		issuer: make([]int32, 0, n), revocation: make([]int16, 0, n),
-		profile: s(), profileVersion: s(), name: s(), moreNames: make([]*string, 0, n),
-		caller: s(), owner: s(), service: s(), environment: s(),
-		otherName: pgtype.FlatArray[string]{}, otherSerial: pgtype.FlatArray[[]byte]{}, otherNotAfter: pgtype.FlatArray[time.Time]{},
+		key: byteaArray(20 * n), serial: byteaArray(20 * n), csr: byteaArray(36 * n), spki: byteaArray(36 * n), der: byteaArray(768 * n),
+		reuseUntil: timeArray(n), notBefore: timeArray(n), notAfter: timeArray(n),
+		issuer: newArray(pgtype.Int4OID, 8*n), revocation: newArray(pgtype.Int2OID, 6*n),
+		profile: textArray(16 * n), profileVersion: textArray(16 * n),
+		name: textArray(80 * n), moreNames: textArray(8 * n),
+		caller: textArray(80 * n), owner: textArray(16 * n), service: textArray(16 * n), environment: textArray(16 * n),
+		otherName: textArray(0), otherSerial: byteaArray(0), otherNotAfter: timeArray(0),
 	}
 }
 
 // add takes an entry; short is whether its row may leave out what is said elsewhere in it.
 func (c *columns) add(e *Entry, short bool) {
-	c.key = append(c.key, e.RequestKey[:])
-	c.serial = append(c.serial, e.Serial[:])
-	c.csr = append(c.csr, e.CSR[:])
+	c.key.octets(e.RequestKey[:])
+	c.serial.octets(e.Serial[:])
+	c.csr.octets(e.CSR[:])
 	// A key never outlives its certificate: an expired one is of no use to a retry.
 	reuse := e.ReuseUntil
 	if e.NotAfter.Before(reuse) {
 		reuse = e.NotAfter
 	}
-	c.reuseUntil = append(c.reuseUntil, reuse)
-	c.notBefore = append(c.notBefore, e.NotBefore)
-	c.notAfter = append(c.notAfter, e.NotAfter)
-	c.issuer = append(c.issuer, e.Issuer)
-	c.revocation = append(c.revocation, int16(e.Revocation))
+	c.reuseUntil.time(reuse)
+	c.notBefore.time(e.NotBefore)
+	c.notAfter.time(e.NotAfter)
+	c.issuer.int4(e.Issuer)
+	c.revocation.int2(int16(e.Revocation))
 	spki, caller := e.SPKI[:], e.Caller
 	if short {
 		if hash, ok := spkiHash(e.DER); ok && hash == e.SPKI {
-			spki = []byte{}
+			spki = nil
 		}
 		if len(e.Names) > 0 {
 			caller = shortCaller(caller, e.Names[0])
 		}
 	}
-	c.spki = append(c.spki, spki)
-	c.profile = append(c.profile, e.Profile)
-	c.profileVersion = append(c.profileVersion, e.ProfileVersion)
-	c.caller = append(c.caller, caller)
-	c.owner = append(c.owner, e.Owner)
-	c.service = append(c.service, e.Service)
-	c.environment = append(c.environment, e.Environment)
-	c.der = append(c.der, e.DER)
+	c.spki.octets(spki)
+	c.profile.text(e.Profile)
+	c.profileVersion.text(e.ProfileVersion)
+	c.caller.text(caller)
+	c.owner.text(e.Owner)
+	c.service.text(e.Service)
+	c.environment.text(e.Environment)
+	c.der.octets(e.DER)
 	c.addNames(e, short)
 }
 
@@ -80,41 +78,49 @@ func (c *columns) add(e *Entry, short bool) {
 // would cost it eight octets.
 func (c *columns) addNames(e *Entry, short bool) {
 	var first string
-	var none *string
-	if short {
-		none = new(string)
-	}
 	if len(e.Names) > 0 {
 		first = e.Names[0]
 	}
-	c.name = append(c.name, first)
-	if len(e.Names) <= 1 {
-		c.moreNames = append(c.moreNames, none)
+	c.name.text(first)
+	switch {
+	case len(e.Names) > 1:
+		c.moreNames.text(strings.Join(e.Names[1:], "\n"))
+	case short:
+		c.moreNames.text("")
+	default:
+		c.moreNames.null()
+	}
+	if len(e.Names) < 2 {
 		return
 	}
-	more := strings.Join(e.Names[1:], "\n")
-	c.moreNames = append(c.moreNames, &more)
-	seen := map[string]bool{e.Names[0]: true}
+	seen := map[string]bool{first: true}
 	for _, n := range e.Names[1:] {
 		if !seen[n] {
 			seen[n] = true
-			c.otherName = append(c.otherName, n)
-			c.otherSerial = append(c.otherSerial, e.Serial[:])
-			c.otherNotAfter = append(c.otherNotAfter, e.NotAfter)
+			c.otherName.text(n)
+			c.otherSerial.octets(e.Serial[:])
+			c.otherNotAfter.time(e.NotAfter)
 		}
 	}
 }
 
-// args returns the parameters of the commit statement, $1 to $22.
-func (c *columns) args(now time.Time) []any {
-	return []any{
-		c.key, c.serial, c.csr, c.reuseUntil,
-		c.notBefore, c.notAfter, c.issuer, c.revocation, c.spki,
-		c.profile, c.profileVersion, c.name, c.moreNames,
-		c.caller, c.owner, c.service, c.environment, c.der,
-		now,
-		c.otherName, c.otherSerial, c.otherNotAfter,
+// args returns the parameters of the commit statement, $1 to $19, and, of one that
+// stores other names, to $22, in binary form.
+func (c *columns) args(now time.Time) [][]byte {
+	args := make([][]byte, 0, 22)
+	for _, a := range []*array{
+		&c.key, &c.serial, &c.csr, &c.reuseUntil,
+		&c.notBefore, &c.notAfter, &c.issuer, &c.revocation, &c.spki,
+		&c.profile, &c.profileVersion, &c.name, &c.moreNames,
+		&c.caller, &c.owner, &c.service, &c.environment, &c.der,
+	} {
+		args = append(args, a.encoded())
 	}
+	args = append(args, appendTime(nil, now))
+	if c.otherName.count > 0 {
+		args = append(args, c.otherName.encoded(), c.otherSerial.encoded(), c.otherNotAfter.encoded())
+	}
+	return args
 }
 
 // certificateColumns is what scanCertificate reads.
@@ -140,7 +146,7 @@ func scanCertificate(rows pgx.Rows) (Certificate, error) {
 	if len(spki) > 0 {
 		copy(c.SPKI[:], spki)
 	} else if c.SPKI, ok = spkiHash(c.DER); !ok {
-		return c, fmt.Errorf("the row of %s has neither the hash of a key nor a certificate", c.Serial)
+		return c, problem.New(problem.Internal, "the row of %s has neither the hash of a key nor a certificate", c.Serial)
 	}
 	c.Caller = fullCaller(c.Caller, name)
 	c.Revocation = uint8(revocation)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgtype"
 
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/serial"
@@ -212,15 +211,28 @@ func (b *batch) insert(ctx context.Context, round []int) (map[serial.Number]stru
 	for _, i := range round {
 		c.add(&b.entries[i], l.short)
 	}
-	rows, err := l.write.Query(ctx, commitSQL[l.dialect], c.args(l.now())...)
+	conn, err := l.write.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
+	defer conn.Release()
+	// Prepared once on each connection. The parameters are in PostgreSQL's form already,
+	// so this goes below pgx's types.
+	statement := commitStatements[l.dialect][c.otherName.count > 0]
+	prepared, err := conn.Conn().Prepare(ctx, statement.name, statement.sql)
+	if err != nil {
+		return nil, err
+	}
+	result := conn.Conn().PgConn().ExecStatement(ctx, prepared, c.args(l.now()), inBinary, inBinary).Read()
+	if result.Err != nil {
+		return nil, result.Err
+	}
 	won := make(map[serial.Number]struct{}, len(round))
-	var raw []byte
-	_, err = pgx.ForEachRow(rows, []any{(*pgtype.DriverBytes)(&raw)}, func() error {
-		won[serial.Number(raw)] = struct{}{}
-		return nil
-	})
-	return won, err
+	for _, row := range result.Rows {
+		won[serial.Number(row[0])] = struct{}{}
+	}
+	return won, nil
 }
+
+// inBinary is the format of all parameters and results.
+var inBinary = []int16{pgx.BinaryFormatCode}

@@ -51,17 +51,33 @@ WITH input AS (
 		i.profile, i.profile_version, i.name, i.more_names, i.caller, i.owner, i.service, i.environment, i.der
 	FROM input i JOIN won w ON w.serial = i.serial
 	RETURNING serial
-), named AS (
+)`
+
+	// Most batches have no certificate with a second name, and go without this part.
+	commitNames = `, named AS (
 	INSERT INTO certificate_names (name, serial, not_after)
 	SELECT n.name, n.serial, n.not_after
 	FROM unnest($20::text[], $21::bytea[], $22::timestamptz[]) AS n(name, serial, not_after)
 	JOIN won w ON w.serial = n.serial
 	RETURNING serial
-)
+)`
+
+	commitAnswer = `
 SELECT serial FROM won`
 )
 
-var commitSQL = map[dialect]string{
-	postgres:  commitInput + commitClaimPostgres + commitStore,
-	cockroach: commitInput + commitClaimCockroach + commitStore,
+// commitStatement is a form of the commit, with the name under which connections keep it.
+type commitStatement struct{ name, sql string }
+
+// commitStatements has them by whether certificates of the batch have a second name.
+var commitStatements = map[dialect]map[bool]commitStatement{
+	postgres:  commitsOf(commitInput + commitClaimPostgres + commitStore),
+	cockroach: commitsOf(commitInput + commitClaimCockroach + commitStore),
+}
+
+func commitsOf(store string) map[bool]commitStatement {
+	return map[bool]commitStatement{
+		false: {"certmill_commit", store + commitAnswer},
+		true:  {"certmill_commit_names", store + commitNames + commitAnswer},
+	}
 }

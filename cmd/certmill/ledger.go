@@ -58,6 +58,8 @@ type migrationReport struct {
 	Version int64      `json:"version"`
 	File    string     `json:"file"`
 	Applied *time.Time `json:"applied"` // nil while pending
+	// Finish says that the step waits until no older program runs (ledger migrate --finish).
+	Finish bool `json:"finish"`
 }
 
 type issuerReport struct {
@@ -94,8 +96,11 @@ func ledgerStatus(c *cobra.Command, cfg roles.LedgerConfig) error {
 	return newPrinter(c).result(report, func(w *writer) {
 		for _, m := range report.Migrations {
 			state := "PENDING: run `certmill ledger migrate`"
-			if m.Applied != nil {
+			switch {
+			case m.Applied != nil:
 				state = "applied " + when(*m.Applied)
+			case m.Finish:
+				state = "waits until no older program runs: `certmill ledger migrate --finish`"
 			}
 			w.line("schema %d  %s  %s", m.Version, m.File, state)
 		}
@@ -120,9 +125,9 @@ func readLedger(ctx context.Context, cfg roles.LedgerConfig) (ledgerReport, erro
 	}
 	pending := false
 	for _, s := range steps {
-		m := migrationReport{Version: s.Version, File: s.File}
+		m := migrationReport{Version: s.Version, File: s.File, Finish: s.Finish}
 		if s.Applied.IsZero() {
-			pending = true
+			pending = pending || !s.Finish
 		} else {
 			m.Applied = &s.Applied
 		}

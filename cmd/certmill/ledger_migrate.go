@@ -10,19 +10,25 @@ import (
 )
 
 func migrateCommand() *cobra.Command {
-	var plan bool
+	var plan, finish bool
 	c := ledgerTool("migrate", "Bring the ledger's schema up to this program; safe while the service runs", func(c *cobra.Command, cfg roles.LedgerConfig) error {
 		if plan {
-			return showPlan(c, cfg)
+			return showPlan(c, cfg, finish)
 		}
-		return migrate(c, cfg)
+		return migrate(c, cfg, finish)
 	})
 	c.Long = c.Short + `.
 
-Old and new programs both work on the schema before and after a step, so migrate first
-and replace the programs after it. It also gives the ledger's users their rights, where
-` + "`certmill ledger users`" + ` has made them. --plan shows what would be run and changes nothing.`
+This program and the one before it both work on the schema before and after a step, so
+migrate first and replace the programs after it. It also gives the ledger's users their
+rights, where ` + "`certmill ledger users`" + ` has made them. --plan shows what would be run and
+changes nothing.
+
+Steps that take away what only the program before needs are left for --finish. Run it
+when every program has been replaced and there is to be no way back; what is not finished
+is with the next version's migration.`
 	c.Flags().BoolVar(&plan, "plan", false, "show the pending steps with their SQL and run none")
+	c.Flags().BoolVar(&finish, "finish", false, "run also the steps for when no older program runs any more")
 	return c
 }
 
@@ -31,6 +37,8 @@ type planReport struct {
 	Version int64         `json:"version"` // of the database
 	Target  int64         `json:"target"`
 	Pending []pendingStep `json:"pending"`
+	// Waiting are the versions of the steps that only --finish runs.
+	Waiting []int64 `json:"waiting"`
 }
 
 type pendingStep struct {
@@ -39,13 +47,17 @@ type pendingStep struct {
 	SQL     string `json:"sql"`
 }
 
-func showPlan(c *cobra.Command, cfg roles.LedgerConfig) error {
+func showPlan(c *cobra.Command, cfg roles.LedgerConfig, finish bool) error {
 	steps, err := ledger.MigrationStatus(c.Context(), cfg.Ledger)
 	if err != nil {
 		return err
 	}
-	report := planReport{Pending: []pendingStep{}}
+	report := planReport{Pending: []pendingStep{}, Waiting: []int64{}}
 	for _, s := range steps {
+		if s.Finish && !finish {
+			report.Waiting = append(report.Waiting, s.Version)
+			continue
+		}
 		report.Target = max(report.Target, s.Version)
 		if s.Applied.IsZero() {
 			report.Pending = append(report.Pending, pendingStep{s.Version, s.File, upOf(s.SQL)})
@@ -54,6 +66,11 @@ func showPlan(c *cobra.Command, cfg roles.LedgerConfig) error {
 		}
 	}
 	return newPrinter(c).result(report, func(w *writer) {
+		defer func() {
+			for _, v := range report.Waiting {
+				w.line("step %d waits until no older program runs: `certmill ledger migrate --finish`", v)
+			}
+		}()
 		if len(report.Pending) == 0 {
 			w.line("nothing to do: the ledger's schema is at version %d", report.Version)
 			return
@@ -77,19 +94,38 @@ func upOf(sql string) string {
 	return strings.TrimSpace(b.String())
 }
 
-func migrate(c *cobra.Command, cfg roles.LedgerConfig) error {
-	if err := ledger.Migrate(c.Context(), cfg.Ledger); err != nil {
+// migrateReport is what `ledger migrate` says.
+type migrateReport struct {
+	Version int64   `json:"version"`
+	Waiting []int64 `json:"waiting"` // as in planReport
+}
+
+func migrate(c *cobra.Command, cfg roles.LedgerConfig, finish bool) error {
+	run := ledger.Migrate
+	if finish {
+		run = ledger.FinishMigration
+	}
+	if err := run(c.Context(), cfg.Ledger); err != nil {
 		return err
 	}
 	steps, err := ledger.MigrationStatus(c.Context(), cfg.Ledger)
 	if err != nil {
 		return err
 	}
-	version := int64(0)
+	report := migrateReport{Waiting: []int64{}}
 	for _, s := range steps {
-		version = max(version, s.Version)
+		if s.Finish {
+			report.Waiting = append(report.Waiting, s.Version)
+		} else {
+			report.Version = max(report.Version, s.Version)
+		}
 	}
-	return newPrinter(c).result(map[string]any{"version": version}, func(w *writer) { w.line("the ledger's schema is at version %d", version) })
+	return newPrinter(c).result(report, func(w *writer) {
+		w.line("the ledger's schema is at version %d", report.Version)
+		for _, v := range report.Waiting {
+			w.line("step %d waits until no older program runs: `certmill ledger migrate --finish`", v)
+		}
+	})
 }
 
 func ledgerUsers(c *cobra.Command, cfg roles.LedgerConfig) error {

@@ -22,7 +22,7 @@ func Run(t *testing.T, database func(testing.TB) string) {
 		tests map[string]func(*testing.T, *env)
 	}{
 		{"Commit", commitTests}, {"Generations", generationTests}, {"Faults", faultTests},
-		{"Committer", committerTests}, {"Read", readTests}, {"Revoke", revokeTests}, {"Audit", auditTests},
+		{"Committer", committerTests}, {"Read", readTests}, {"Short", shortTests}, {"Revoke", revokeTests}, {"Audit", auditTests},
 		{"Issuers", issuerTests}, {"Orders", orderTests}, {"Tokens", tokenTests}, {"CRLs", crlTests}, {"Renewals", renewalTests}, {"Maintain", maintainTests},
 		{"Open", openTests},
 	} {

@@ -7,6 +7,8 @@
 -- concurrently, when the steps are through (`certmill ledger migrate` does that).
 
 -- +goose Up
+-- Rather fail, and be run again, than make commits wait behind a long transaction.
+SET LOCAL lock_timeout = '3s';
 -- By what stands behind the name's kind ("dns:", "uri:"), which a caller may share.
 CREATE INDEX certificates_name_hash ON ONLY certificates (hashtext(substr(name, strpos(name, ':') + 1)), serial);
 -- A caller that is its kind alone, "mtls:", has the name for its identity, and is found there.

@@ -3,7 +3,7 @@
 -- know step 9.
 
 -- +goose Up
--- Rather fail, and be run again, than make commits wait behind a long transaction.
+-- As in step 9.
 SET LOCAL lock_timeout = '3s';
 DROP INDEX certificates_name, certificates_caller;
 
