@@ -70,7 +70,7 @@ func atDesk(ctx context.Context, s roles.Source, withToken bool, work func(*desk
 
 // loadSpec reads what CA to make: defaults, then a file.
 func loadSpec(file string) (ceremony.Spec, error) {
-	spec, err := config.Load(ceremony.DefaultSpec(), config.Source{Role: "ca", File: file, Environ: os.Environ()})
+	spec, err := config.Load(ceremony.DefaultSpec(), config.Source{Role: "ca", File: file, Environ: os.Environ(), Elements: ceremony.Elements()})
 	if err != nil {
 		return spec, usageError{err}
 	}
@@ -81,15 +81,16 @@ func caInitCommand() *cobra.Command {
 	var specFile, out string
 	var r recording
 	c := &cobra.Command{
-		Use: "init", Short: "Make what is missing of the CA: root, issuing CA, OCSP signer; safe to repeat", Args: cobra.NoArgs,
+		Use: "init", Short: "Make what is missing of the CA: root, issuing CAs, OCSP signers, cross-certificates, CRL; safe to repeat", Args: cobra.NoArgs,
 		Example: `  certmill ca init -c signer.yaml --spec ca.yaml --dry-run
   certmill ca init -c signer.yaml --spec ca.yaml --out . --transcript ceremony.json --witness "Ada Lovelace"
   certmill ca verify-transcript ceremony.json --root root.pem`,
 	}
 	source := sourceFlags(c)
 	c.Flags().StringVar(&specFile, "spec", "", "file that says what CA to make (default: P-384 root, P-256 issuing CA)")
-	c.Flags().StringVar(&out, "out", "", "folder for root.pem and issuing.pem")
+	c.Flags().StringVar(&out, "out", "", "folder for root.pem, issuing.pem, and a file for each further CA, cross-certificate and CRL")
 	r.add(c)
+	c.Flags().BoolVar(&r.dryRun, "dry-run", false, "say what would be made, and change nothing")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		spec, err := loadSpec(specFile)
 		if err != nil {
@@ -107,18 +108,14 @@ func caInitCommand() *cobra.Command {
 				return err
 			}
 			if out != "" {
-				if err := writeCertificates(out, map[string]*x509.Certificate{"root.pem": made.Root.Certificate, "issuing.pem": made.Issuing.Certificate}); err != nil {
+				if err := writeCA(out, made); err != nil {
 					return err
 				}
 			}
 			if err := r.write(c.Context(), made); err != nil {
 				return err
 			}
-			report := []caReport{
-				reportCA("root", made.Root.Certificate, made.Root.Issuer.KeyURI, made.Root.Made),
-				reportCA("issuing", made.Issuing.Certificate, made.Issuing.Issuer.KeyURI, made.Issuing.Made),
-				reportCA("ocsp signer", made.OCSP.Certificate, made.OCSP.Signer.KeyURI, made.OCSP.Made),
-			}
+			report := reportMade(made)
 			return newPrinter(c).result(report, func(w *writer) { caText(w, report) })
 		})
 	}
@@ -128,8 +125,8 @@ func caInitCommand() *cobra.Command {
 func caRenewCommand() *cobra.Command {
 	var specFile string
 	c := &cobra.Command{
-		Use: "renew-ocsp", Short: "Renew the OCSP signer's certificate where it is due", Args: cobra.NoArgs,
-		Long: `Renew the OCSP signer's certificate where it is due. Signers do so by themselves
+		Use: "renew-ocsp", Short: "Renew the OCSP signers' certificates where they are due", Args: cobra.NoArgs,
+		Long: `Renew the OCSP signers' certificates where they are due. Signers do so by themselves
 ("ocsp_signers" in their configuration); this is for an installation that has switched
 that off, and for the day on which no signer runs.`,
 	}
@@ -141,11 +138,18 @@ that off, and for the day on which no signer runs.`,
 			return err
 		}
 		return atDesk(c.Context(), *source, true, func(d *desk) error {
-			delegate, err := ceremony.RenewOCSPSigner(c.Context(), spec, d.token, d.book, ceremony.Deps{})
-			if err != nil {
-				return err
+			var report []caReport
+			for _, ca := range append([]ceremony.CASpec{spec.Issuing}, spec.More...) {
+				one, err := spec.For(ca.Name)
+				if err != nil {
+					return err
+				}
+				delegate, err := ceremony.RenewOCSPSigner(c.Context(), one, d.token, d.book, ceremony.Deps{})
+				if err != nil {
+					return err
+				}
+				report = append(report, reportCA("ocsp signer of "+ca.Name, delegate.Certificate, delegate.Signer.KeyURI, delegate.Made))
 			}
-			report := []caReport{reportCA("ocsp signer", delegate.Certificate, delegate.Signer.KeyURI, delegate.Made)}
 			return newPrinter(c).result(report, func(w *writer) { caText(w, report) })
 		})
 	}
@@ -202,7 +206,7 @@ func readCA(ctx context.Context, book *ledger.Ledger) ([]caReport, error) {
 type caReport struct {
 	Name     string    `json:"name"`
 	Subject  string    `json:"subject"`
-	Serial   string    `json:"serial"`
+	Serial   string    `json:"serial"` // of a CRL its number
 	NotAfter time.Time `json:"not_after"`
 	Key      string    `json:"key"`
 	Made     bool      `json:"made"` // by this command
@@ -230,12 +234,49 @@ func caText(w *writer, report []caReport) {
 	}
 }
 
-func writeCertificates(dir string, files map[string]*x509.Certificate) error {
-	for name, cert := range files {
-		data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			return err
+// reportMade lists what a ceremony has made or found.
+func reportMade(made *ceremony.Result) []caReport {
+	report := []caReport{reportCA("root", made.Root.Certificate, made.Root.Issuer.KeyURI, made.Root.Made)}
+	for i, issuer := range made.Issuers() {
+		of := ""
+		if i > 0 {
+			of = " " + issuer.CA.Issuer.Name
 		}
+		report = append(report,
+			reportCA("issuing"+of, issuer.CA.Certificate, issuer.CA.Issuer.KeyURI, issuer.CA.Made),
+			reportCA("ocsp signer"+of, issuer.OCSP.Certificate, issuer.OCSP.Signer.KeyURI, issuer.OCSP.Made))
 	}
-	return nil
+	for _, x := range made.Cross {
+		report = append(report, reportCA("cross "+x.Name(), x.Certificate, x.Subject.Issuer.KeyURI, x.Made))
+	}
+	for _, l := range made.CRLs {
+		report = append(report, caReport{
+			Name: "CRL of " + l.CA.Issuer.Name, Subject: l.CA.Certificate.Subject.String(), Serial: l.List.Number.Text(16), NotAfter: l.List.NextUpdate.UTC(),
+			Key: l.CA.Issuer.KeyURI, Made: true, PEM: string(pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: l.List.Raw})),
+		})
+	}
+	return report
+}
+
+// writeCA writes what relying parties and web servers need: certificates in PEM, CRLs in
+// DER, as crl_url is to serve them (RFC 5280 section 4.2.1.13).
+func writeCA(dir string, made *ceremony.Result) error {
+	const kind = "CERTIFICATE"
+	err := errors.Join(
+		writePEM(filepath.Join(dir, "root.pem"), kind, made.Root.Certificate.Raw),
+		writePEM(filepath.Join(dir, "issuing.pem"), kind, made.Issuing.Certificate.Raw))
+	for _, i := range made.More {
+		err = errors.Join(err, writePEM(filepath.Join(dir, i.CA.Issuer.Name+".pem"), kind, i.CA.Certificate.Raw))
+	}
+	for _, x := range made.Cross {
+		err = errors.Join(err, writePEM(filepath.Join(dir, x.Name()+".pem"), kind, x.Certificate.Raw))
+	}
+	for _, l := range made.CRLs {
+		name := l.CA.Issuer.Name + ".crl"
+		if l.CA.Issuer.ID == made.Root.Issuer.ID {
+			name = "root.crl"
+		}
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), l.List.Raw, 0o644))
+	}
+	return err
 }

@@ -126,6 +126,7 @@ func writePEM(name, kind string, ders ...[]byte) error {
 func intermediateApproveCommand() *cobra.Command {
 	var mesh, file, digest, specFile, out, lifetime string
 	var in ceremony.IntermediateSpec
+	var r recording
 	c := &cobra.Command{
 		Use: "approve", Short: "Sign an approved request with the root's key; needs the HSM", Args: cobra.NoArgs,
 		Long: `Sign an approved request with the root's key. The intermediate can sign workloads of the
@@ -145,6 +146,7 @@ in the audit trail, the certificate in the ledger.`,
 	f.StringVar(&lifetime, "lifetime", "90d", "1h to 365d")
 	f.StringVar(&specFile, "spec", "", "the file that `ca init` was given")
 	f.StringVar(&out, "out", ".", "folder for the files that the mesh expects")
+	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		var files meshFiles
 		var err error
@@ -156,6 +158,9 @@ in the audit trail, the certificate in the ledger.`,
 		}
 		if err := in.Validate(); err != nil {
 			return usageError{err}
+		}
+		if err := r.validate(); err != nil {
+			return err
 		}
 		request, err := approvedRequest(file, digest)
 		if err != nil {
@@ -171,6 +176,9 @@ in the audit trail, the certificate in the ledger.`,
 				return err
 			}
 			if err := files.write(out, made); err != nil {
+				return err
+			}
+			if err := r.write(c.Context(), made); err != nil {
 				return err
 			}
 			report := []caReport{reportCA(mesh+" intermediate", made.Certificate, filepath.Join(out, files.key), !made.Duplicate)}

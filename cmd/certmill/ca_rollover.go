@@ -59,18 +59,27 @@ func (d *desk) rolled(c *cobra.Command, next *ceremony.Next) error {
 }
 
 func rolloverPrepareCommand() *cobra.Command {
-	var specFile string
+	var specFile, issuer string
+	var r recording
 	c := &cobra.Command{Use: "prepare", Short: "Make and publish the next generation; it issues nothing yet; safe to repeat", Args: cobra.NoArgs}
 	source := sourceFlags(c)
 	c.Flags().StringVar(&specFile, "spec", "", "file that says what the CA is like, as for `ca init`")
+	c.Flags().StringVar(&issuer, "issuer", "", "name of the issuing CA in it (default: that of issuing)")
+	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		spec, err := loadSpec(specFile)
+		spec, err := rolloverSpec(specFile, issuer)
 		if err != nil {
+			return err
+		}
+		if err := r.validate(); err != nil {
 			return err
 		}
 		return atDesk(c.Context(), *source, true, func(d *desk) error {
 			next, err := ceremony.Prepare(c.Context(), spec, localCaller(), d.token, d.book, ceremony.Deps{})
 			if err != nil {
+				return err
+			}
+			if err := r.write(c.Context(), next); err != nil {
 				return err
 			}
 			return d.rolled(c, next)
@@ -79,21 +88,42 @@ func rolloverPrepareCommand() *cobra.Command {
 	return c
 }
 
+// rolloverSpec reads the spec and leaves in it the issuing CA that is rolled over.
+func rolloverSpec(file, issuer string) (ceremony.Spec, error) {
+	spec, err := loadSpec(file)
+	if err != nil {
+		return spec, err
+	}
+	if spec, err = spec.For(issuer); err != nil {
+		return spec, usageError{err}
+	}
+	return spec, nil
+}
+
 func rolloverActivateCommand() *cobra.Command {
-	var specFile string
+	var specFile, issuer string
+	var r recording
 	var published time.Duration
 	c := &cobra.Command{Use: "activate", Short: "Have the prepared generation issue from now on", Args: cobra.NoArgs}
 	source := sourceFlags(c)
 	c.Flags().StringVar(&specFile, "spec", "", "the file that `prepare` was given")
+	c.Flags().StringVar(&issuer, "issuer", "", "name of the issuing CA in it (default: that of issuing)")
+	r.add(c)
 	c.Flags().DurationVar(&published, "published-for", 10*time.Minute, "refuse a generation that was prepared less than this ago: gateways must know it and its CRLs must be there")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		spec, err := loadSpec(specFile)
+		spec, err := rolloverSpec(specFile, issuer)
 		if err != nil {
+			return err
+		}
+		if err := r.validate(); err != nil {
 			return err
 		}
 		return atDesk(c.Context(), *source, true, func(d *desk) error {
 			next, err := ceremony.Activate(c.Context(), spec, published, localCaller(), d.token, d.book, ceremony.Deps{})
 			if err != nil {
+				return err
+			}
+			if err := r.write(c.Context(), next); err != nil {
 				return err
 			}
 			return d.rolled(c, next)
@@ -105,6 +135,7 @@ func rolloverActivateCommand() *cobra.Command {
 func rolloverCloseCommand() *cobra.Command {
 	var generation int32
 	var force bool
+	var r recording
 	c := &cobra.Command{
 		Use: "close", Aliases: []string{"retire"}, Short: "End a retired generation whose certificates have all expired", Args: cobra.NoArgs,
 		Long: `End a retired generation: it leaves the trust bundle, and its CRLs and the renewal of its
@@ -114,12 +145,20 @@ given: those cannot be checked for revocation any more. There is no way back.`,
 	source := sourceFlags(c)
 	c.Flags().Int32Var(&generation, "generation", 0, "the generation's number, from `certmill ca show`")
 	c.Flags().BoolVar(&force, "force", false, "although certificates of it have not expired")
+	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if generation <= 0 {
 			return usage("--generation is needed: its number, from `certmill ca show`")
 		}
-		return atDesk(c.Context(), *source, false, func(d *desk) error {
+		if err := r.validate(); err != nil {
+			return err
+		}
+		// The transcript alone needs the token: the active generation signs it.
+		return atDesk(c.Context(), *source, r.transcript != "", func(d *desk) error {
 			if err := d.book.CloseIssuer(c.Context(), generation, localCaller(), force); err != nil {
+				return err
+			}
+			if err := r.write(c.Context(), closing{generation, d}); err != nil {
 				return err
 			}
 			i, err := generationOf(c.Context(), d.book, generation)
@@ -146,4 +185,15 @@ func generationOf(ctx context.Context, book *ledger.Ledger, id int32) (ledger.Is
 		}
 	}
 	return ledger.Issuer{}, fmt.Errorf("generation %d has gone from the ledger", id)
+}
+
+// closing is a generation that was closed.
+type closing struct {
+	generation int32
+	desk       *desk
+}
+
+// Transcript implements recorded.
+func (c closing) Transcript(ctx context.Context, witnesses []string, deps ceremony.Deps) (*ceremony.Transcript, error) {
+	return ceremony.CloseTranscript(ctx, c.generation, witnesses, c.desk.token, c.desk.book, deps)
 }

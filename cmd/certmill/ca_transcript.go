@@ -11,13 +11,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/certmill/certmill/signer/ceremony"
 )
 
-// recording is what `ca init` is told about being rehearsed and written down.
+// recording is what a ceremony's command is told about being rehearsed and written down.
 type recording struct {
 	dryRun     bool
 	transcript string
@@ -25,8 +26,7 @@ type recording struct {
 }
 
 func (r *recording) add(c *cobra.Command) {
-	c.Flags().BoolVar(&r.dryRun, "dry-run", false, "say what would be made, and change nothing")
-	c.Flags().StringVar(&r.transcript, "transcript", "", "new file for the ceremony's transcript, signed by the root")
+	c.Flags().StringVar(&r.transcript, "transcript", "", "new file for the ceremony's transcript, signed by its CA")
 	c.Flags().StringArrayVar(&r.witnesses, "witness", nil, "name of somebody present, for the transcript; may be repeated")
 }
 
@@ -40,12 +40,17 @@ func (r *recording) validate() error {
 	return nil
 }
 
+// recorded is what a ceremony has done.
+type recorded interface {
+	Transcript(ctx context.Context, witnesses []string, deps ceremony.Deps) (*ceremony.Transcript, error)
+}
+
 // write writes the transcript where one is wanted. A file that is there is left alone.
-func (r *recording) write(ctx context.Context, made *ceremony.Result) error {
+func (r *recording) write(ctx context.Context, done recorded) error {
 	if r.transcript == "" {
 		return nil
 	}
-	t, err := made.Transcript(ctx, r.witnesses, ceremony.Deps{})
+	t, err := done.Transcript(ctx, r.witnesses, ceremony.Deps{})
 	if err != nil {
 		return err
 	}
@@ -55,7 +60,7 @@ func (r *recording) write(ctx context.Context, made *ceremony.Result) error {
 	}
 	f, err := os.OpenFile(r.transcript, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err != nil {
-		return fmt.Errorf("the CA stands, its transcript was not written; give --transcript another name: %w", err)
+		return fmt.Errorf("what was asked for is done, its transcript was not written; give --transcript another name: %w", err)
 	}
 	_, err = f.Write(append(text, '\n'))
 	return errors.Join(err, f.Sync(), f.Close())
@@ -71,12 +76,14 @@ func (d *desk) plan(c *cobra.Command, spec ceremony.Spec) error {
 		for _, p := range plan {
 			what := "stands already"
 			switch {
+			case p.Make && strings.HasPrefix(p.Name, "CRL of "):
+				what = "would be made anew"
 			case p.NewKey:
 				what = "would be made, with a new key"
 			case p.Make:
 				what = "would be made, for a key that is there"
 			}
-			w.line("%-12s %s: %s", p.Name, what, p.Detail)
+			w.line("%-24s %s: %s", p.Name, what, p.Detail)
 		}
 		w.line("nothing was changed")
 	})
@@ -86,10 +93,11 @@ func caVerifyTranscriptCommand() *cobra.Command {
 	var rootFile string
 	c := &cobra.Command{
 		Use: "verify-transcript FILE", Short: "Check and show the transcript of a ceremony; needs neither HSM nor ledger", Args: cobra.ExactArgs(1),
-		Long: `Check and show the transcript that ` + "`certmill ca init --transcript`" + ` has written: that no step
-was changed, left out or added since, that the root signed it, and that its certificates
-are that root and what it has certified. Take the root's certificate from where you trust
-it, not from beside the transcript.`,
+		Long: `Check and show a transcript that a ca command has written with --transcript: that no step
+was changed, left out or added since, that the root signed it (of the activation or closing
+of a generation the issuing CA that issues from then on, which the root has certified), and
+that its certificates and CRLs are that root's and come from one another. Take the root's
+certificate from where you trust it, not from beside the transcript.`,
 	}
 	c.Flags().StringVar(&rootFile, "root", "", "the root's certificate (PEM)")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -108,17 +116,18 @@ it, not from beside the transcript.`,
 		if err := json.Unmarshal(text, &t); err != nil {
 			return fmt.Errorf("%s is no transcript: %w", args[0], err)
 		}
-		if err := t.Verify(root); err != nil {
+		signer, err := t.Verify(root)
+		if err != nil {
 			return err
 		}
 		return newPrinter(c).result(t, func(w *writer) {
 			for _, s := range t.Steps {
 				w.line("%-12s %s", s.Kind, s.Detail)
-				if len(s.Certificate) > 0 {
-					w.line("  SHA-256    %x", sha256.Sum256(s.Certificate))
+				if what := append(s.Certificate, s.CRL...); len(what) > 0 {
+					w.line("  SHA-256    %x", sha256.Sum256(what))
 				}
 			}
-			w.line("signed by    %s", root.Subject)
+			w.line("signed by    %s", signer.Subject)
 		})
 	}
 	return c

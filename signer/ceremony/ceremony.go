@@ -32,10 +32,38 @@ type Delegate struct {
 	Made bool
 }
 
+// Issuer is an issuing CA with its OCSP signer.
+type Issuer struct {
+	CA   CA
+	OCSP Delegate
+}
+
 // Result is a whole CA.
 type Result struct {
 	Root, Issuing CA
 	OCSP          Delegate
+	// More are the issuing CAs beside Issuing.
+	More  []Issuer
+	Cross []Cross
+	// CRLs are made anew by every ceremony whose spec asks for them.
+	CRLs []CRL
+}
+
+// Issuers are all issuing CAs.
+func (r *Result) Issuers() []Issuer { return append([]Issuer{{r.Issuing, r.OCSP}}, r.More...) }
+
+// ca returns the CA of this name.
+func (r *Result) ca(name string) *CA {
+	if r.Root.Issuer.Name == name {
+		return &r.Root
+	}
+	issuers := r.Issuers()
+	for i := range issuers {
+		if issuers[i].CA.Issuer.Name == name {
+			return &issuers[i].CA
+		}
+	}
+	return nil
 }
 
 // ceremony is one run.
@@ -60,21 +88,65 @@ func Init(ctx context.Context, spec Spec, token *hsm.Token, book Registrar, deps
 	if err != nil {
 		return nil, fmt.Errorf("making the root CA: %w", err)
 	}
-	// Step 2: the issuing CA.
-	issuing, err := c.ca(ctx, spec.Issuing, root)
-	if err != nil {
-		return nil, fmt.Errorf("making the issuing CA: %w", err)
+	// Step 2: the issuing CAs, each with its OCSP delegate.
+	r := &Result{Root: *root}
+	_, issuers := spec.issuers()
+	for _, ca := range issuers {
+		i, err := c.issuer(ctx, ca, root)
+		if err != nil {
+			return nil, err
+		}
+		r.More = append(r.More, *i)
 	}
-	// Step 3: the OCSP delegate.
-	delegate, err := c.delegate(ctx, issuing)
-	if err != nil {
-		return nil, fmt.Errorf("making the OCSP signer: %w", err)
+	r.Issuing, r.OCSP, r.More = r.More[0].CA, r.More[0].OCSP, r.More[1:]
+	// Step 3: the cross-certificates.
+	for _, x := range spec.Cross {
+		made, err := c.cross(ctx, x, r.ca(x.Subject))
+		if err != nil {
+			return nil, fmt.Errorf("certifying %q by %q: %w", x.Subject, x.By, err)
+		}
+		r.Cross = append(r.Cross, *made)
 	}
-	return &Result{Root: *root, Issuing: *issuing, OCSP: *delegate}, nil
+	// Step 4: the CRLs of those who have signed here.
+	return r, c.crls(ctx, r)
 }
 
-// RenewOCSPSigner makes a new certificate for the OCSP delegate of the issuing CA
-// where the present one ends within spec.OCSP.RenewBefore, and returns the one to use.
+// issuer returns an issuing CA with its OCSP delegate, each made where it is missing.
+func (c *ceremony) issuer(ctx context.Context, spec CASpec, root *CA) (*Issuer, error) {
+	ca, err := c.ca(ctx, spec, root)
+	if err != nil {
+		return nil, fmt.Errorf("making the issuing CA %q: %w", spec.Name, err)
+	}
+	delegate, err := c.delegate(ctx, ca)
+	if err != nil {
+		return nil, fmt.Errorf("making the OCSP signer of %q: %w", spec.Name, err)
+	}
+	return &Issuer{*ca, *delegate}, nil
+}
+
+// crls makes the CRLs of the root and of those who cross-certify, if the spec asks for them.
+func (c *ceremony) crls(ctx context.Context, r *Result) error {
+	if c.spec.CRL.NextUpdate == 0 {
+		return nil
+	}
+	cas := []*CA{&r.Root}
+	for i := range r.Cross {
+		by := r.Cross[i].By
+		if !slices.ContainsFunc(cas, func(ca *CA) bool { return ca.Issuer.ID == by.Issuer.ID }) {
+			cas = append(cas, by)
+		}
+	}
+	for _, ca := range cas {
+		list, err := c.crl(ctx, ca)
+		if err != nil {
+			return err
+		}
+		r.CRLs = append(r.CRLs, *list)
+	}
+	return nil
+}
+
+// RenewOCSPSigner makes a new certificate for the OCSP delegate of spec.Issuing where the present one ends within spec.OCSP.RenewBefore, and returns the one to use.
 func RenewOCSPSigner(ctx context.Context, spec Spec, token *hsm.Token, book Registrar, deps Deps) (*Delegate, error) {
 	if err := spec.Validate(); err != nil {
 		return nil, err

@@ -107,7 +107,9 @@ func (c *ceremony) issue(ctx context.Context, r request) (*x509.Certificate, err
 	if t.SubjectKeyId, err = keyID(r.public); err != nil {
 		return nil, err
 	}
-	t.Subject.CommonName += fmt.Sprintf(" %x", t.SubjectKeyId[:tagSize])
+	if t.RawSubject == nil {
+		t.Subject.CommonName += fmt.Sprintf(" %x", t.SubjectKeyId[:tagSize])
+	}
 	if t.NotBefore, t.NotAfter, err = c.validity(r.lifetime, r.signer.Certificate); err != nil {
 		return nil, err
 	}

@@ -98,7 +98,6 @@ func (s IntermediateSpec) version() string {
 // IntermediateBook keeps intermediates: among the certificates, with who approved them.
 type IntermediateBook interface {
 	Registrar
-	CommitBatch(ctx context.Context, entries []ledger.Entry) []ledger.Result
 	AppendAudit(ctx context.Context, e ledger.AuditEntry) (ledger.AuditEntry, error)
 }
 
@@ -108,6 +107,9 @@ type Intermediate struct {
 	Root        *x509.Certificate
 	// Duplicate says that the same request was approved before and had this certificate.
 	Duplicate bool
+
+	root   *CA
+	detail string // what was approved, and by whom
 }
 
 // intermediateReuse is how long a repeated approval yields the same certificate.
@@ -133,10 +135,9 @@ func SignIntermediate(ctx context.Context, spec Spec, in IntermediateSpec, reque
 		return nil, problem.Rejected("mesh", "path_length", "the root allows %d CA below each other and %s needs %d: make a root with path_length %[3]d", below, in.Mesh, in.Mesh.pathLength()+1)
 	}
 	key := ledger.NewRequestKey("intermediate", string(request.SHA256[:]), in.version())
-	_, err = book.AppendAudit(ctx, ledger.AuditEntry{
-		Actor: actor, Action: "intermediate.approve", Subject: hex.EncodeToString(request.SHA256[:]),
-		Detail: fmt.Sprintf("mesh %s, trust domains %q, DNS domains %q, lifetime %s", in.Mesh, in.TrustDomains, in.DNSDomains, in.Lifetime),
-	})
+	digest := hex.EncodeToString(request.SHA256[:])
+	detail := fmt.Sprintf("mesh %s, trust domains %q, DNS domains %q, lifetime %s", in.Mesh, in.TrustDomains, in.DNSDomains, in.Lifetime)
+	_, err = book.AppendAudit(ctx, ledger.AuditEntry{Actor: actor, Action: "intermediate.approve", Subject: digest, Detail: detail})
 	if err != nil {
 		return nil, fmt.Errorf("recording the approval: %w", err)
 	}
@@ -163,7 +164,7 @@ func SignIntermediate(ctx context.Context, spec Spec, in IntermediateSpec, reque
 	if cert, err = x509.ParseCertificate(result.Certificate.DER); err != nil {
 		return nil, fmt.Errorf("the ledger's certificate: %w", err)
 	}
-	return &Intermediate{Certificate: cert, Root: root.Certificate, Duplicate: result.Duplicate}, nil
+	return &Intermediate{Certificate: cert, Root: root.Certificate, Duplicate: result.Duplicate, root: root, detail: "approved by " + actor + ": request " + digest + ", " + detail}, nil
 }
 
 // issueFor signs for the request's key.

@@ -31,6 +31,8 @@ type Next struct {
 	OCSP Delegate
 	// Before is the generation that is active until the next one is.
 	Before ledger.Issuer
+	// root is the one that has certified what is prepared; nil without its key.
+	root *CA
 }
 
 // Prepare makes what is missing of the next generation of spec's issuing CA and returns
@@ -55,6 +57,10 @@ func Prepare(ctx context.Context, spec Spec, actor string, token *hsm.Token, boo
 		return nil, fmt.Errorf("making its OCSP signer: %w", err)
 	}
 	next.CA, next.OCSP = *ca, *delegate
+	// What was prepared before does not need the root's key; its transcript does.
+	if root, err := c.registered(ctx, spec.Root.Name); err == nil {
+		next.root = root
+	}
 	return next, nil
 }
 

@@ -2,18 +2,14 @@ package ceremony
 
 import (
 	"bytes"
-	"context"
 	"crypto"
 	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/certmill/certmill/internal/problem"
 )
@@ -22,14 +18,21 @@ import (
 // certificates and CRLs, which begin with an ASN.1 SEQUENCE (0x30).
 const transcriptContext = "certmill ceremony transcript, version 1\x00"
 
-// The kinds of steps of a transcript, in their order.
+// The kinds of steps of a transcript.
 const (
-	StepBegin   = "begin"   // when the transcript was made
+	StepBegin   = "begin"   // when the transcript was made, and of what
 	StepToken   = "token"   // which token holds the keys
 	StepWitness = "witness" // who was there; as many as there were
 	StepRoot    = "root"
 	StepIssuing = "issuing"
-	StepOCSP    = "ocsp signer"
+	StepOCSP    = "ocsp signer" // of the issuing CA before it
+	StepBy      = "certified by"
+	StepCross   = "cross" // the certificate by the CA of the step before
+	StepCRL     = "crl"
+
+	StepBefore       = "before" // the generation that is replaced
+	StepClosed       = "closed" // the generation that was closed
+	StepIntermediate = "intermediate"
 )
 
 // A Step is one line of a transcript.
@@ -38,8 +41,11 @@ type Step struct {
 	Detail string `json:"detail"`
 	// Certificate is the one that the step is about, as DER.
 	Certificate []byte `json:"certificate,omitempty"`
+	// CRL is the one that the step is about, as DER.
+	CRL []byte `json:"crl,omitempty"`
 	// Hash is SHA-256 over the hash of the step before (none for the first), then kind,
-	// detail and certificate, each after its length as eight octets, big-endian.
+	// detail, certificate and, where there is one, CRL, each after its length as eight
+	// octets, big-endian.
 	Hash []byte `json:"hash"`
 }
 
@@ -48,34 +54,10 @@ type Step struct {
 // added without the root's key.
 type Transcript struct {
 	Steps []Step `json:"steps"`
-	// Signature is the root's, over transcriptContext and the last step's hash: ECDSA or
+	// Signature is the root's, or, where an act does not need the root, that of the issuing
+	// CA in it, over transcriptContext and the last step's hash: ECDSA or
 	// RSA (PKCS #1 v1.5) with SHA-256, or Ed25519.
 	Signature []byte `json:"signature"`
-}
-
-// Transcript writes down a ceremony and has its root sign that.
-func (r *Result) Transcript(ctx context.Context, witnesses []string, deps Deps) (*Transcript, error) {
-	if r.Root.key == nil {
-		return nil, errors.New("only the ceremony that has the root's key can write its transcript")
-	}
-	t := &Transcript{}
-	t.add(StepBegin, deps.withDefaults().Now().UTC().Format(time.RFC3339), nil)
-	t.add(StepToken, r.Root.key.Serial(), nil)
-	for _, w := range witnesses {
-		if strings.TrimSpace(w) == "" {
-			return nil, problem.Rejected("witness", "required", "a witness has a name")
-		}
-		t.add(StepWitness, w, nil)
-	}
-	t.add(StepRoot, stepText(r.Root.Made, r.Root.Issuer.KeyURI), r.Root.Certificate.Raw)
-	t.add(StepIssuing, stepText(r.Issuing.Made, r.Issuing.Issuer.KeyURI), r.Issuing.Certificate.Raw)
-	t.add(StepOCSP, stepText(r.OCSP.Made, r.OCSP.Signer.KeyURI), r.OCSP.Certificate.Raw)
-	message, options, _ := t.toSign(r.Root.Certificate)
-	var err error
-	if t.Signature, err = r.Root.key.sign(ctx, message, options); err != nil {
-		return nil, fmt.Errorf("signing the transcript: %w", err)
-	}
-	return t, nil
 }
 
 func stepText(made bool, key string) string {
@@ -95,10 +77,20 @@ func (t *Transcript) add(kind, detail string, cert []byte) {
 	t.Steps = append(t.Steps, s)
 }
 
+func (t *Transcript) addCRL(detail string, der []byte) {
+	s := Step{Kind: StepCRL, Detail: detail, CRL: der}
+	s.Hash = s.hash(t.Steps[len(t.Steps)-1].Hash)
+	t.Steps = append(t.Steps, s)
+}
+
 func (s *Step) hash(before []byte) []byte {
 	h := sha256.New()
 	h.Write(before)
-	for _, field := range [][]byte{[]byte(s.Kind), []byte(s.Detail), s.Certificate} {
+	fields := [][]byte{[]byte(s.Kind), []byte(s.Detail), s.Certificate}
+	if len(s.CRL) > 0 {
+		fields = append(fields, s.CRL)
+	}
+	for _, field := range fields {
 		var size [8]byte
 		binary.BigEndian.PutUint64(size[:], uint64(len(field)))
 		h.Write(size[:])
@@ -125,54 +117,51 @@ func (t *Transcript) message() []byte {
 	return append([]byte(transcriptContext), t.Steps[len(t.Steps)-1].Hash...)
 }
 
+// Act says what the transcript is about, one of the constants.
+func (t *Transcript) Act() string {
+	if len(t.Steps) == 0 {
+		return ""
+	}
+	_, act, ok := strings.Cut(t.Steps[0].Detail, " ")
+	if !ok {
+		return ActInit // those of earlier versions have the time alone
+	}
+	return act
+}
+
 // Verify checks a transcript against the root's certificate, which must come from
-// elsewhere: the chain of hashes, the root's signature, and that the certificates in it
-// are that root and what it has certified. It says Invalid where they are not.
-func (t *Transcript) Verify(root *x509.Certificate) error {
-	bad := func(format string, args ...any) error {
-		return problem.Rejected("transcript", "forged", format, args...)
+// elsewhere: the chain of hashes, the signature, and that the certificates and CRLs in it
+// are that root's and come from one another. It returns the certificate of the CA that
+// signed: the root, or the issuing CA in it whose act needs no root. It says Invalid where
+// anything is otherwise.
+func (t *Transcript) Verify(root *x509.Certificate) (signer *x509.Certificate, err error) {
+	bad := func(format string, args ...any) (*x509.Certificate, error) {
+		return nil, problem.Rejected("transcript", "forged", format, args...)
 	}
 	if len(t.Steps) == 0 {
 		return bad("it has no steps")
 	}
 	var before []byte
-	certs := map[string]*x509.Certificate{}
-	var order []string
-	for i, s := range t.Steps {
+	v := &verifier{root: root}
+	for i := range t.Steps {
+		s := &t.Steps[i]
 		if !bytes.Equal(s.Hash, s.hash(before)) {
 			return bad("step %d (%s) is not what was hashed", i+1, s.Kind)
 		}
 		before = s.Hash
-		if s.Kind != StepWitness {
-			order = append(order, s.Kind)
-		}
-		if len(s.Certificate) == 0 {
-			continue
-		}
-		cert, err := x509.ParseCertificate(s.Certificate)
-		if err != nil {
+		if err := v.step(s); err != nil {
 			return bad("step %d (%s): %s", i+1, s.Kind, err)
 		}
-		certs[s.Kind] = cert
 	}
-	_, _, algorithm := t.toSign(root)
-	if err := root.CheckSignature(algorithm, t.message(), t.Signature); err != nil {
-		return bad("its signature is not that of %s: %s", root.Subject, err)
+	if err := v.whole(t.Act()); err != nil {
+		return bad("%s", err)
 	}
-	if !slices.Equal(order, []string{StepBegin, StepToken, StepRoot, StepIssuing, StepOCSP}) {
-		return bad("its steps are %q", order)
+	if signer = root; slices.Contains(byIssuer, t.Act()) {
+		signer = v.issuer
 	}
-	if made := certs[StepRoot]; made == nil || !made.Equal(root) {
-		return bad("its root is another one")
+	_, _, algorithm := t.toSign(signer)
+	if err := signer.CheckSignature(algorithm, t.message(), t.Signature); err != nil {
+		return bad("its signature is not that of %s: %s", signer.Subject, err)
 	}
-	for _, link := range [][2]string{{StepIssuing, StepRoot}, {StepOCSP, StepIssuing}} {
-		cert := certs[link[0]]
-		if cert == nil {
-			return bad("step %s lacks its certificate", link[0])
-		}
-		if err := check(cert, certs[link[1]]); err != nil {
-			return bad("%s", err)
-		}
-	}
-	return nil
+	return signer, nil
 }

@@ -32,10 +32,10 @@ func TestATranscriptIsCheckedLater(t *testing.T) {
 				}
 				return &tr
 			}
-			if err := read().Verify(made.Root.Certificate); err != nil || len(read().Steps) != 7 {
+			if _, err := read().Verify(made.Root.Certificate); err != nil || len(read().Steps) != 7 {
 				t.Fatalf("%d steps: %v", len(read().Steps), err)
 			}
-			if err := read().Verify(made.Issuing.Certificate); problem.KindOf(err) != problem.Invalid {
+			if _, err := read().Verify(made.Issuing.Certificate); problem.KindOf(err) != problem.Invalid {
 				t.Errorf("against another root: %v", err)
 			}
 			for what, forge := range map[string]func(*ceremony.Transcript){
@@ -48,7 +48,7 @@ func TestATranscriptIsCheckedLater(t *testing.T) {
 			} {
 				tr := read()
 				forge(tr)
-				if err := tr.Verify(made.Root.Certificate); problem.KindOf(err) != problem.Invalid {
+				if _, err := tr.Verify(made.Root.Certificate); problem.KindOf(err) != problem.Invalid {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
