@@ -45,11 +45,17 @@ func TestMain(m *testing.M) {
 			}
 		}
 		code := m.Run()
-		if shared.service != nil {
-			if err := shared.service.stop(); err != nil {
+		for _, s := range []*service{shared.service, observed.service} {
+			if s == nil {
+				continue
+			}
+			if err := s.stop(); err != nil {
 				fmt.Fprintln(os.Stderr, err)
 				code = max(code, 1)
 			}
+		}
+		if observed.collector != nil {
+			observed.collector.Stop()
 		}
 		return code
 	}())

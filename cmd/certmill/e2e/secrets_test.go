@@ -4,41 +4,35 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/goccy/go-yaml"
 )
 
 // TestSecretsStayInTheirFiles looks for the secrets of a running service everywhere
-// where they have no business: command lines, environments, logs, metrics, answers,
-// the configuration. And a process that held them must leave no core.
+// where they have no business: command lines, environments, logs at level debug, exported
+// traces, metrics, answers to callers, the configuration, and what the processes print of
+// their goroutines when they are made to (SIGQUIT). A core dump there is none
+// (TestProcessesLeaveNoCore).
 func TestSecretsStayInTheirFiles(t *testing.T) {
-	s := dev(t)
+	s, traces := observe(t)
 	secrets := s.secrets(t)
 	for _, want := range []string{"PIN", "PostgreSQL's password", "Redis's password", "queue key", "NATS seed"} {
 		if secrets[want] == "" {
 			t.Errorf("there is no %s to look for", want)
 		}
 	}
-	// A token that is used, one that is refused, and a key that is made here.
-	var made struct{ Secret string }
-	s.runJSON(t, &made, "token", "create", "--profile", "server", "--name", "secret.test", "--uses", "2")
-	token := filepath.Join(t.TempDir(), "token")
-	writeFile(t, token, []byte(made.Secret))
-	secrets["enrollment token"] = made.Secret
-	dir := t.TempDir()
-	if out, err := s.run(t, "issue", "--cert", "", "--token-file", token, "--dns", "secret.test", "--out", filepath.Join(dir, "a.pem"), "--key-out", filepath.Join(dir, "a.key")); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	refused, _ := s.run(t, "issue", "--token-file", token, "--dns", "other.test", "--out", filepath.Join(dir, "b.pem"))
-
-	places := map[string][]byte{"what certmill dev prints": []byte(s.out.String()), "the refusal of a token": []byte(refused)}
+	places := map[string][]byte{}
+	maps.Copy(secrets, s.useTokens(t, places))
 	for _, pid := range tree(s.cmd.Process.Pid) {
 		name := s.describe(pid)
 		for _, file := range []string{"cmdline", "environ"} {
@@ -46,6 +40,25 @@ func TestSecretsStayInTheirFiles(t *testing.T) {
 				places[name+"'s "+file] = data
 			}
 		}
+	}
+	for role, address := range s.operators(t) {
+		for _, path := range []string{"/metrics", "/readyz", "/debug/pprof/goroutine?debug=2", "/debug/pprof/cmdline"} {
+			places[role+path] = fetch(t, "http://"+address+path)
+		}
+	}
+	eventually(t, 30*time.Second, func() error {
+		sent := traces.services()
+		for _, service := range []string{"certmill-gateway", "certmill-signer", "certmill-presigner"} {
+			if !sent[service] {
+				return fmt.Errorf("there are no traces of %s; there are those of %v", service, sent)
+			}
+		}
+		return nil
+	})
+	// The logs last, with what the processes print of their goroutines.
+	roles := []string{"gateway", "signer-1", "signer-2", "presigner", "responder", "maintenance"}
+	for _, role := range roles {
+		s.quit(t, role)
 	}
 	for _, pattern := range []string{"log/*", "config/*", "cli.yaml", "profiles/*"} {
 		files, _ := filepath.Glob(s.file(pattern))
@@ -55,12 +68,11 @@ func TestSecretsStayInTheirFiles(t *testing.T) {
 			}
 		}
 	}
-	for role, address := range s.operators(t) {
-		for _, path := range []string{"/metrics", "/readyz"} {
-			places[role+path] = fetch(t, "http://"+address+path)
-		}
-	}
-	if len(places) < 25 {
+	places["what certmill dev prints"] = []byte(s.out.String())
+	traces.mu.Lock()
+	places["the exported traces"] = bytes.Clone(traces.raw.Bytes())
+	traces.mu.Unlock()
+	if len(places) < 60 {
 		t.Errorf("only %d places were looked at", len(places))
 	}
 	for place, data := range places {
@@ -70,6 +82,81 @@ func TestSecretsStayInTheirFiles(t *testing.T) {
 			}
 		}
 	}
+}
+
+// useTokens gives the service tokens of every kind to accept and to refuse, and returns
+// those that callers keep secret; its answers are places.
+func (s *service) useTokens(t *testing.T, places map[string][]byte) map[string]string {
+	t.Helper()
+	secrets := map[string]string{}
+	var made struct{ Secret string }
+	s.runJSON(t, &made, "token", "create", "--profile", "server", "--name", "secret.test", "--uses", "2")
+	secrets["enrollment token"] = made.Secret
+	dir := t.TempDir()
+	file := func(name, secret string) string {
+		writeFile(t, filepath.Join(dir, name), []byte(secret))
+		return filepath.Join(dir, name)
+	}
+	token := file("token", made.Secret)
+	out, err := s.run(t, "issue", "--cert", "", "--token-file", token, "--dns", "secret.test", "--out", filepath.Join(dir, "a.pem"), "--key-out", filepath.Join(dir, "a.key"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	places["the answer to a token"] = []byte(out)
+	key, err := os.ReadFile(filepath.Join(dir, "a.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secrets["private key of the caller"] = strings.Split(string(key), "\n")[1]
+	// One that is good and is refused; one that nobody has made; a JWT of a stranger.
+	jwt := "eyJhbGciOiJFUzI1NiIsImtpZCI6ImsifQ.eyJzdWIiOiJzdHJhbmdlciJ9." + strings.Repeat("c2lnbmF0dXJlIG9mIGEgc3RyYW5nZXI", 2)
+	secrets["bearer token that nobody made"] = "this-bearer-token-is-nobodys-0123456789"
+	secrets["JWT of a stranger"] = jwt
+	for name, secret := range map[string]string{"spent": made.Secret, "unknown": secrets["bearer token that nobody made"], "jwt": jwt} {
+		out, err := s.run(t, "issue", "--cert", "", "--token-file", file(name, secret), "--dns", "other.test", "--out", filepath.Join(dir, name+".pem"))
+		if err == nil {
+			t.Errorf("the token %s was accepted", name)
+		}
+		places["the refusal of the token "+name] = []byte(out)
+		places["the refusal by REST of the token "+name] = s.refusedByREST(t, secret)
+	}
+	return secrets
+}
+
+// refusedByREST presents a bearer token with no CSR.
+func (s *service) refusedByREST(t *testing.T, token string) []byte {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "curl", "--silent", "--include", "--cacert", s.file("root.pem"), "--header", "Authorization: Bearer "+token,
+		"--data-binary", "no CSR", "https://localhost:"+portOf(s.setting(t, "gateway", "listen"))+"/v1/certificates?profile=server").CombinedOutput()
+	if err != nil || !bytes.Contains(out, []byte("application/problem+json")) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+func portOf(address string) string { return address[strings.LastIndexByte(address, ':')+1:] }
+
+// quit has a role print its goroutines and end, and waits until its log has them and
+// another process has taken its place.
+func (s *service) quit(t *testing.T, role string) {
+	t.Helper()
+	pid := s.pid(t, role)
+	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 30*time.Second, func() error {
+		log, err := os.ReadFile(s.file("log/" + role + ".log"))
+		if err != nil {
+			return err
+		}
+		if !bytes.Contains(log, []byte("SIGQUIT: quit")) || !bytes.Contains(log, []byte("\ngoroutine ")) {
+			return fmt.Errorf("%s has not printed its goroutines", role)
+		}
+		if now := s.pid(t, role); now == pid {
+			return fmt.Errorf("%s has not been replaced", role)
+		}
+		return s.ready(t, role)
+	})
 }
 
 // TestProcessesLeaveNoCore: a core dump would hold the PIN.

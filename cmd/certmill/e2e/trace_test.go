@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -20,6 +21,7 @@ import (
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
 
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
@@ -29,6 +31,7 @@ type spans struct {
 	collector.UnimplementedTraceServiceServer
 	mu    sync.Mutex
 	found map[string]map[string]stop // trace id → span name → the span
+	raw   bytes.Buffer               // all of it, as it came
 }
 
 // stop is one span of a trace.
@@ -37,6 +40,11 @@ type stop struct{ service, id, parent string }
 func (s *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest) (*collector.ExportTraceServiceResponse, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	text, err := proto.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	s.raw.Write(text)
 	for _, resource := range r.ResourceSpans {
 		service := ""
 		for _, a := range resource.Resource.Attributes {
@@ -57,41 +65,65 @@ func (s *spans) Export(_ context.Context, r *collector.ExportTraceServiceRequest
 	return &collector.ExportTraceServiceResponse{}, nil
 }
 
+// services returns who has sent a span.
+func (s *spans) services() map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found := map[string]bool{}
+	for _, walk := range s.found {
+		for _, span := range walk {
+			found[span.service] = true
+		}
+	}
+	return found
+}
+
+// observed is a service that tells all it can: every role logs at level debug and sends
+// every trace to a collector of ours. Tests that leave it whole have it in common.
+var observed struct {
+	once      sync.Once
+	service   *service
+	spans     *spans
+	collector *grpc.Server
+	err       error
+}
+
+func observe(t *testing.T) (*service, *spans) {
+	t.Helper()
+	requirePrograms(t)
+	observed.once.Do(func() {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			observed.err = err
+			return
+		}
+		observed.spans = &spans{found: map[string]map[string]stop{}}
+		observed.collector = grpc.NewServer()
+		collector.RegisterTraceServiceServer(observed.collector, observed.spans)
+		go func() { _ = observed.collector.Serve(listener) }() // until TestMain stops it
+		var env []string
+		for _, role := range []string{"GATEWAY", "SIGNER", "PRESIGNER", "RESPONDER", "LEDGER"} {
+			env = append(env, "CERTMILL_"+role+"_TELEMETRY_LOG_LEVEL=debug", "CERTMILL_"+role+"_TELEMETRY_TRACE_RATIO=1",
+				"CERTMILL_"+role+"_TELEMETRY_TRACE_ENDPOINT="+listener.Addr().String())
+		}
+		dir, err := os.MkdirTemp("", "certmill-observed")
+		if err != nil {
+			observed.err = err
+			return
+		}
+		observed.service, observed.err = start(dir, env...)
+	})
+	if observed.err != nil {
+		t.Fatalf("certmill dev did not come up: %v", observed.err)
+	}
+	return observed.service, observed.spans
+}
+
 // TestOneTraceFromTheCallerToTheCommit gives a traceparent to one call and finds every
 // stop of its walk, in both processes, in that one trace; and the trace in the lines that
 // both log, and in the exemplars of both.
 func TestOneTraceFromTheCallerToTheCommit(t *testing.T) {
-	requirePrograms(t)
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := &spans{found: map[string]map[string]stop{}}
-	server := grpc.NewServer()
-	collector.RegisterTraceServiceServer(server, got)
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	t.Cleanup(func() {
-		server.Stop()
-		<-served
-	})
-	for _, role := range []string{"GATEWAY", "SIGNER"} {
-		t.Setenv("CERTMILL_"+role+"_TELEMETRY_TRACE_ENDPOINT", listener.Addr().String())
-	}
-	dir, err := os.MkdirTemp("", "certmill-trace")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := start(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.stop(); err != nil {
-			t.Error(err)
-		}
-	})
-
+	s, got := observe(t)
 	const trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", "00-"+trace+"-"+caller+"-01")
 	res, err := s.gateway(t).Issue(ctx, &certmillv1.IssueRequest{Csr: newCSR(t, "trace.test"), Profile: "server"})
