@@ -306,6 +306,24 @@ func (s *Stack) Replace(name, certmill string) error {
 	return nil
 }
 
+// Restart ends services in order, all at once, starts them again and waits until they
+// are ready.
+func (s *Stack) Restart(names ...string) error {
+	ended := make([]error, len(names))
+	var ending sync.WaitGroup
+	for i, name := range names {
+		ending.Go(func() { ended[i] = s.Process(name).Stop(syscall.SIGTERM, stopGrace) })
+	}
+	ending.Wait()
+	for _, name := range names {
+		s.Launch(name, s.o.Certmill)
+	}
+	for _, name := range names {
+		s.WaitReady(name)
+	}
+	return errors.Join(ended...)
+}
+
 // readyWithin bounds the wait for one service.
 const readyWithin = 60 * time.Second
 

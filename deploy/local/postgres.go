@@ -65,6 +65,8 @@ type PostgreSQL struct {
 	throwaway bool
 	host      string
 	settings  []string
+	data      string              // its data directory
+	cred      *syscall.Credential // who owns that; nil for us
 }
 
 // StartPostgreSQL starts PostgreSQL on the directory's data and returns when it
@@ -93,13 +95,14 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
+	p.data, p.cred = data, cred
 	if err := p.initialise(ctx, initdb, data, cred); err != nil {
 		return nil, err
 	}
 	if err := waitForPredecessor(ctx, data); err != nil {
 		return nil, err
 	}
-	if err := p.installSecrets(data, cred); err != nil {
+	if err := p.installSecrets(); err != nil {
 		return nil, err
 	}
 	if p.port, err = d.Port("postgresql", 0); err != nil {
@@ -234,7 +237,7 @@ func (p *PostgreSQL) superuser() string {
 
 // installSecrets copies a secure server's files into its data directory, where its
 // user can read them.
-func (p *PostgreSQL) installSecrets(data string, cred *syscall.Credential) error {
+func (p *PostgreSQL) installSecrets() error {
 	if p.secure == nil {
 		return nil
 	}
@@ -249,17 +252,26 @@ func (p *PostgreSQL) installSecrets(data string, cred *syscall.Credential) error
 		if err != nil {
 			return err
 		}
-		to = filepath.Join(data, to)
+		to = filepath.Join(p.data, to)
 		if err := os.WriteFile(to, text, 0o600); err != nil {
 			return err
 		}
-		if cred != nil {
-			if err := os.Chown(to, int(cred.Uid), int(cred.Gid)); err != nil {
+		if p.cred != nil {
+			if err := os.Chown(to, int(p.cred.Uid), int(p.cred.Gid)); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// Reload has a secure server read its certificate and its CAs again, as they are in its
+// folder now. Connections that stand go on.
+func (p *PostgreSQL) Reload() error {
+	if err := p.installSecrets(); err != nil {
+		return err
+	}
+	return p.proc.Signal(syscall.SIGHUP)
 }
 
 // waitForPredecessor waits for a server of an earlier start that is still shutting down.
