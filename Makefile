@@ -13,7 +13,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own.
 PARALLEL ?= 2
 
-.PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
+.PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-ledger bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -75,6 +75,9 @@ bench-system: deps build ## the whole service beside the floor, 1 to 16 signers:
 
 bench-memory: deps build ## ten minutes at capacity: does the memory of any role grow?
 	$(GO) run ./loadtest/bench/system -bin $(BIN) -parts memory -out bench-memory.json $(BENCH_FLAGS)
+
+bench-ledger: deps build ## the service on a ledger of ten million beside a nearly empty one, and what a row takes; a quarter of an hour, 20 GB
+	$(GO) run ./loadtest/bench/system -bin $(BIN) -parts ledger -out bench-ledger.json $(BENCH_FLAGS)
 
 bench-mesh: deps build ## a mesh of 20,000 agents restarts: is everybody served, nobody twice, and does the herd dissolve? Under 5 minutes
 	$(GO) run ./loadtest/bench/mesh -bin $(BIN) $(BENCH_FLAGS)

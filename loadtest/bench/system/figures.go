@@ -30,6 +30,7 @@ type figures struct {
 	Memory map[string]int64 `json:"peak_memory_bytes,omitempty"`
 	Growth *growth          `json:"memory_over_time,omitempty"`
 	Scale  *scale           `json:"scale,omitempty"`
+	Grown  *grown           `json:"grown_ledger,omitempty"`
 }
 
 // round is the cryptography, the floor and the service, one after the other.
@@ -203,6 +204,9 @@ func (f *figures) line() string {
 	if s := f.Scale; s != nil && len(s.Steps) > 0 {
 		last := s.Steps[len(s.Steps)-1]
 		out = append(out, fmt.Sprintf("scale_%d=%.2f", last.Signers, last.Linear))
+	}
+	if g := f.Grown; g != nil {
+		out = append(out, fmt.Sprintf("ledger_ratio=%.2f row_octets=%.0f", g.Ratio, g.octets()))
 	}
 	return strings.Join(out, " ")
 }

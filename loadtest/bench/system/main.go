@@ -26,8 +26,8 @@ import (
 )
 
 // parts are what can be measured, in the order in which they are.
-// memory takes long, and is done only when asked for.
-var parts = []string{"throughput", "latency", "protocols", "ocsp", "scale", "memory"}
+// memory and ledger take long, and are done only when asked for.
+var parts = []string{"throughput", "latency", "protocols", "ocsp", "scale", "memory", "ledger"}
 
 // options are the flags.
 type options struct {
@@ -37,6 +37,7 @@ type options struct {
 	rounds  int
 	callers int
 	hsm     modelHSM
+	grown   grownLedger
 
 	memoryFor time.Duration
 }
@@ -51,6 +52,8 @@ func main() {
 	flag.IntVar(&o.callers, "callers", 64, "callers of the closed loop, each on a connection of its own")
 	flag.IntVar(&o.hsm.cores, "hsm-cores", 4, "scale: cores of each signer's HSM")
 	flag.DurationVar(&o.hsm.latency, "hsm-latency", 100*time.Millisecond, "scale: how long a signature takes on one of them")
+	flag.Int64Var(&o.grown.rows, "ledger-rows", 10_000_000, "ledger: certificates in the full one")
+	flag.StringVar(&o.grown.dir, "ledger-dir", "", "ledger: folder of the stack with the full ledger, which is kept and used again; 10 million certificates take 10 GB and PostgreSQL's log up to 8")
 	flag.Parse()
 	o.parts = strings.Split(*chosen, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,8 +70,8 @@ func (o *options) validate() error {
 			return fmt.Errorf("-parts: there are %s, not %q", strings.Join(parts, ", "), p)
 		}
 	}
-	if o.rounds < 1 || o.callers < 1 || o.hsm.cores < 1 || o.hsm.latency < time.Millisecond || o.memoryFor < 10*time.Second {
-		return errors.New("-rounds, -callers and -hsm-cores are at least 1, -hsm-latency at least 1ms, -memory-for 10s")
+	if o.rounds < 1 || o.callers < 1 || o.hsm.cores < 1 || o.grown.rows < 1 || o.hsm.latency < time.Millisecond || o.memoryFor < 10*time.Second {
+		return errors.New("-rounds, -callers, -hsm-cores and -ledger-rows are at least 1, -hsm-latency at least 1ms, -memory-for 10s")
 	}
 	var err error
 	o.binary, err = filepath.Abs(o.binary)
@@ -92,14 +95,22 @@ func run(ctx context.Context, o *options) (err error) {
 	r := &figures{Started: began, Machine: observe.Here(), Parts: o.parts}
 	fmt.Printf("%s\n", r.Machine)
 	dir := filepath.Join(work, "service")
-	if err := measureService(ctx, o, dir, r); err != nil {
-		return err
+	if !slices.Equal(o.parts, []string{"ledger"}) { // that has stacks of its own
+		if err := measureService(ctx, o, dir, r); err != nil {
+			return err
+		}
 	}
 	if slices.Contains(o.parts, "scale") {
 		if r.Scale, err = measureScale(ctx, o, dir); err != nil {
 			return err
 		}
 		r.Scale.print()
+	}
+	if slices.Contains(o.parts, "ledger") {
+		if r.Grown, err = measureGrown(ctx, o, work); err != nil {
+			return err
+		}
+		r.Grown.print()
 	}
 	r.Seconds = time.Since(began).Seconds()
 	if err := r.write(o.out); err != nil {
