@@ -29,7 +29,7 @@ func TestASchemaInUseIsMigratedInTwoSteps(t *testing.T) {
 		}
 	}
 	ok(withProvider(ctx, cfg, func(p *goose.Provider, _ fs.FS) error {
-		_, err := p.UpTo(ctx, 8)
+		_, err := p.UpTo(ctx, 9)
 		return err
 	}))
 	conn, err := pgx.Connect(ctx, cfg.URL)
@@ -50,7 +50,7 @@ func TestASchemaInUseIsMigratedInTwoSteps(t *testing.T) {
 		}
 	}
 
-	// Step 9, while the old program goes on.
+	// Step 10, while the old program goes on.
 	migrated := make(chan error, 1)
 	go func() { migrated <- Migrate(ctx, cfg) }()
 	for done := false; !done; {
@@ -125,7 +125,7 @@ func TestASchemaInUseIsMigratedInTwoSteps(t *testing.T) {
 	}
 }
 
-// oldProgram writes rows as programs of schema 8 do.
+// oldProgram writes rows as programs of schema 9 do.
 type oldProgram struct {
 	conn *pgx.Conn
 	now  time.Time

@@ -1,4 +1,4 @@
--- Nothing to do, as in step 9.
+-- Nothing to do, as in step 10.
 
 -- +goose Up
 SELECT 1;
