@@ -59,8 +59,9 @@ type OrderStore interface {
 	CreateOrder(ctx context.Context, o ledger.Order) (order ledger.Order, created bool, err error)
 	// Order returns an order with its certificate, if it has one.
 	Order(ctx context.Context, id string) (ledger.Order, error)
-	// FailOrder ends an order, unless it is settled or its certificate exists.
-	FailOrder(ctx context.Context, id string, failure []byte) error
+	// FailOrder ends an order, unless it is settled or its certificate exists, and reports
+	// whether it did.
+	FailOrder(ctx context.Context, id string, failure []byte) (failed bool, err error)
 	// ClaimStaleOrders returns orders without an outcome that nobody has claimed for
 	// olderThan, and claims them, so that of many gateways one gets each.
 	ClaimStaleOrders(ctx context.Context, olderThan time.Duration, limit int) ([]ledger.Order, error)

@@ -197,8 +197,10 @@ func (s *service) failOrder(ctx context.Context, o *ledger.Order, cause *problem
 	if err != nil {
 		return fmt.Errorf("encoding a failure: %w", err)
 	}
-	s.log.Warn("an order failed", "order", o.ID, "error", cause)
-	err = s.ledger.FailOrder(ctx, o.ID, failure)
+	failed, err := s.ledger.FailOrder(ctx, o.ID, failure)
+	if failed {
+		s.log.Warn("an order failed", "order", o.ID, "error", cause)
+	}
 	if errors.Is(err, &problem.Error{Kind: problem.NotFound}) {
 		return nil // it left the ledger in between
 	}

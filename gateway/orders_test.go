@@ -105,7 +105,7 @@ func TestOrders(t *testing.T) {
 	t.Run("a signer's failure is the order's end", func(t *testing.T) {
 		w.signer.setRefuse(func(ctx context.Context, r *queuev1.SignRequest) error {
 			failure := must(proto.Marshal(problem.ToFailure(problem.Rejected("lifetime", "issuer_end", "the issuer ends before"))))(t)
-			must0(t, w.book.FailOrder(ctx, r.OrderId, failure))
+			must(w.book.FailOrder(ctx, r.OrderId, failure))(t)
 			return errGone
 		})
 		defer w.signer.setRefuse(nil)

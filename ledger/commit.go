@@ -25,7 +25,8 @@ const maxNames = 10_000
 // CommitBatch stores up to MaxBatch entries and returns their fates in the same
 // order. An entry whose key is free, or past its reuse time, is stored. One whose
 // key has made a certificate for the same CSR is a Duplicate with that certificate;
-// for another CSR it is a Conflict on the field request_id. A bad entry fails alone.
+// for another CSR, or where an order has failed, it is a Conflict on the field
+// request_id. A bad entry fails alone.
 //
 // It may be repeated with the same entries after any failure: an entry that finds
 // its own serial under its key is no Duplicate. When it returns Unavailable the
@@ -190,10 +191,12 @@ func (b *batch) settle(ctx context.Context, lost []int) (left []int, err error) 
 			left = append(left, i)
 		case f.Certificate.Serial == e.Serial:
 			b.results[i] = Result{Outcome: Outcome{Certificate: e.Certificate}}
-		case f.CSR != e.CSR:
-			b.results[i] = Result{Err: errOtherCSR()}
 		default:
-			b.results[i] = Result{Outcome: Outcome{Certificate: f.Certificate, Duplicate: true}}
+			if err := f.Refusal(e.CSR); err != nil {
+				b.results[i] = Result{Err: err}
+			} else {
+				b.results[i] = Result{Outcome: Outcome{Certificate: f.Certificate, Duplicate: true}}
+			}
 		}
 	}
 	return left, nil

@@ -39,8 +39,10 @@ const (
 // changes or deletes a certificate, a revocation or an audit entry.
 var grants = map[string]map[string][]right{
 	GatewayUser: {
-		"certificates": {read}, "certificate_names": {read}, "requests": {read}, "ledger_state": {read},
-		"issuers": {read}, "signer_epochs": {read}, "goose_db_version": {read},
+		"certificates": {read}, "certificate_names": {read}, "ledger_state": {read},
+		// An order that fails keeps its request key from getting a certificate.
+		"requests": {read, add, change},
+		"issuers":  {read}, "signer_epochs": {read}, "goose_db_version": {read},
 		"revocations": {read, add},
 		"orders":      {read, add, change},
 		// A token counts its uses, and ends early when an operator deletes it.

@@ -63,7 +63,9 @@ func (l *Ledger) lookup(ctx context.Context, keys []RequestKey, counts func(clai
 	}
 	found := make(map[RequestKey]Found, len(claims))
 	for _, c := range claims {
-		if cert, ok := certs[c.serial]; ok {
+		if c.serial == noSerial {
+			found[c.key] = Found{CSR: c.csr, Failed: true}
+		} else if cert, ok := certs[c.serial]; ok {
 			found[c.key] = Found{Certificate: cert, CSR: c.csr}
 		}
 	}

@@ -92,7 +92,7 @@ func (l *Ledger) withOutcome(ctx context.Context, o Order) (Order, error) {
 		if err != nil {
 			return o, err
 		}
-		if f, ok := found[o.RequestKey]; ok && f.CSR == o.CSR {
+		if f, ok := found[o.RequestKey]; ok && f.Refusal(o.CSR) == nil {
 			o.State, o.Certificate = OrderIssued, &f.Certificate
 		}
 	case o.Certificate != nil:
@@ -121,21 +121,6 @@ func (l *Ledger) made(ctx context.Context, orders []Order) (map[RequestKey]Found
 		keys[i], created[o.RequestKey] = o.RequestKey, o.Created
 	}
 	return l.lookup(ctx, keys, func(c claim) bool { return c.expires.After(created[c.key]) })
-}
-
-// FailOrder ends an order with a failure, unless it is settled already or its
-// certificate exists.
-func (l *Ledger) FailOrder(ctx context.Context, id string, failure []byte) error {
-	o, err := l.Order(ctx, id)
-	if err != nil || o.State != OrderPending {
-		return err
-	}
-	now := l.now()
-	return l.retry(ctx, func(ctx context.Context) error {
-		_, err := l.write.Exec(ctx, `UPDATE orders SET state = 'failed', failure = $2, expires_at = $3 WHERE id = $1 AND state = 'pending'`,
-			o.ID, failure, now.Add(OrderRetention))
-		return err
-	})
 }
 
 // ClaimStaleOrders settles the pending orders whose certificates exist and returns up
@@ -177,7 +162,7 @@ func (l *Ledger) settleOrders(ctx context.Context, due []Order) ([]Order, error)
 	var ids []string
 	var serials [][]byte
 	for _, o := range due {
-		if f, ok := found[o.RequestKey]; ok && f.CSR == o.CSR {
+		if f, ok := found[o.RequestKey]; ok && f.Refusal(o.CSR) == nil {
 			ids, serials = append(ids, o.ID), append(serials, f.Certificate.Serial[:])
 		} else {
 			open = append(open, o)

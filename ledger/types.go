@@ -68,6 +68,8 @@ type Entry struct {
 type Found struct {
 	Certificate Certificate
 	CSR         [sha256.Size]byte
+	// Failed says that an order with the key has failed: there is no certificate.
+	Failed bool
 }
 
 // Result is the fate of one Entry of a batch: an Outcome, or an error that is this

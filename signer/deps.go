@@ -56,10 +56,12 @@ type Ledger interface {
 	RecordStrays(ctx context.Context, strays []ledger.Stray) error
 	// Statuses returns those of the serials that have a row.
 	Statuses(ctx context.Context, serials []serial.Number) ([]ledger.Status, error)
-	// Lookup returns what stands under the keys; those without a certificate are absent.
+	// Lookup returns what stands under the keys: a certificate, or the failure of an order;
+	// keys that are free are absent.
 	Lookup(ctx context.Context, keys []ledger.RequestKey) (map[ledger.RequestKey]ledger.Found, error)
-	// FailOrder ends an order that has no certificate.
-	FailOrder(ctx context.Context, id string, failure []byte) error
+	// FailOrder ends an order that has no certificate and reports whether it did; from
+	// then on none can be committed for it.
+	FailOrder(ctx context.Context, id string, failure []byte) (failed bool, err error)
 	// ClockSkew returns our clock less the database's.
 	ClockSkew(ctx context.Context) (time.Duration, error)
 	// Ping returns nil when the ledger can be written to.

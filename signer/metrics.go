@@ -9,10 +9,10 @@ import (
 )
 
 type metrics struct {
-	requests                                            *prometheus.CounterVec
-	messages, pulls, replies, lookups, retries, refused prometheus.Counter
-	expired, forged, poison, eventsDropped              prometheus.Counter
-	queueWait, prepare, sign, commit                    prometheus.Histogram
+	requests                                             *prometheus.CounterVec
+	messages, pulls, replies, lookups, retries, refused  prometheus.Counter
+	expired, forged, poison, eventsDropped, ordersFailed prometheus.Counter
+	queueWait, prepare, sign, commit                     prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer, s *Signer) *metrics {
@@ -39,6 +39,7 @@ func newMetrics(reg prometheus.Registerer, s *Signer) *metrics {
 		expired:       counter("expired_total", "Messages and requests dropped since their callers had gone."),
 		forged:        counter("forged_total", "Messages refused: not made by a gateway of ours, or not for their subject."),
 		poison:        counter("poison_total", "Requests that made the signer panic; each was contained."),
+		ordersFailed:  counter("orders_failed_total", "Orders ended with a failure; each is logged."),
 		eventsDropped: counter("events_dropped_total", "Certificates not announced to presigners at once; their sweep finds them."),
 		queueWait:     seconds("queue_wait_seconds", "From the broker's receipt of a request to the start of its work."),
 		prepare:       seconds("prepare_seconds", "Profile check, serial, TBS and lint."),

@@ -78,12 +78,17 @@ func (l *line) settleOrder(d *delivery, r *queuev1.SignRequest, err error) {
 		return
 	}
 	failure, merr := proto.Marshal(problem.ToFailure(err))
+	failed := false
 	if merr == nil {
 		ctx, cancel := context.WithTimeout(l.s.work, l.s.cfg.CommitTimeout)
 		defer cancel()
-		merr = l.s.book.FailOrder(ctx, r.OrderId, failure)
+		failed, merr = l.s.book.FailOrder(ctx, r.OrderId, failure)
 	}
-	if merr != nil && problem.KindOf(merr) != problem.NotFound {
+	switch {
+	case failed:
+		l.s.metrics.ordersFailed.Inc()
+		l.log.Warn("an order failed", "order", r.OrderId, "caller", r.GetCaller().GetId(), "profile", r.Profile, "error", err)
+	case merr != nil && problem.KindOf(merr) != problem.NotFound:
 		l.log.Warn("the failure of an order could not be written", "order", r.OrderId, "error", merr)
 		d.again.Store(true)
 	}

@@ -46,8 +46,8 @@ func (l *line) serveKnown(d *delivery) {
 		case err != nil:
 			// Without the ledger a signature would be made for nothing.
 			l.conclude(d, r, nil, fmt.Errorf("looking for an earlier certificate: %w", err))
-		case known && f.CSR != [queue.DigestSize]byte(r.CsrSha256):
-			l.conclude(d, r, nil, errOtherCSR)
+		case known && f.Refusal([queue.DigestSize]byte(r.CsrSha256)) != nil:
+			l.conclude(d, r, nil, f.Refusal([queue.DigestSize]byte(r.CsrSha256)))
 		case known:
 			// Whoever made it may have died before it could announce it.
 			l.s.announce(l, f.Certificate)
@@ -57,9 +57,6 @@ func (l *line) serveKnown(d *delivery) {
 		}
 	}
 }
-
-var errOtherCSR = &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "same_csr",
-	Detail: "this request id was used with another CSR; a new CSR needs a new request id"}
 
 func (l *line) mayBeKnown(d *delivery, r *queuev1.SignRequest, now time.Time) bool {
 	return (d.tries > 1 || r.GetSeen()) && l.timely(r, now) == nil && queue.CheckRequest(r, l.issuer.Name) == nil

@@ -128,7 +128,7 @@ func deleted(t *testing.T, e *env) {
 	}
 	newToken(t, e, 1)
 	settled, pending := newOrder(t, e, e.entry(t, time.Hour)), newOrder(t, e, e.entry(t, time.Hour))
-	noError(t, e.FailOrder(t.Context(), settled.ID, []byte("no")))
+	failing(t, e, settled, "no", true)
 	e.clock.advance(ledger.OrderRetention + 26*time.Hour)
 	m, err := e.Maintain(t.Context())
 	noError(t, err)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,6 +21,10 @@ var orderTests = map[string]func(*testing.T, *env){
 	"a key is free for a new order after its reuse time":             orderReuse,
 	"an order keeps the certificate made for it past the key's time": orderPastKey,
 	"unknown orders": orderUnknown,
+	"a failure and a commit at one moment: one of them": orderRace,
+	"no certificate comes after a failure":              orderFailedForGood,
+	"a failure across a turn of the generations":        orderFailedAcrossTurn,
+	"an order fails whose key stands for another CSR":   orderOtherCSR,
 }
 
 func orderOf(entry ledger.Entry) ledger.Order {
@@ -102,12 +107,14 @@ func orderOnce(t *testing.T, e *env) {
 }
 
 func orderFailed(t *testing.T, e *env) {
-	failing, issued := e.entry(t, time.Hour), e.entry(t, time.Hour)
-	f, i := newOrder(t, e, failing), newOrder(t, e, issued)
+	broken, issued := e.entry(t, time.Hour), e.entry(t, time.Hour)
+	f, i := newOrder(t, e, broken), newOrder(t, e, issued)
 	commitOne(t, e.Ledger, issued)
 	for _, reason := range []string{"first", "second"} {
-		noError(t, e.FailOrder(t.Context(), f.ID, []byte(reason)))
-		noError(t, e.FailOrder(t.Context(), i.ID, []byte(reason)))
+		if failed, err := e.FailOrder(t.Context(), f.ID, []byte(reason)); err != nil || failed != (reason == "first") {
+			t.Errorf("failing an order, %s: %v, %v", reason, failed, err)
+		}
+		failing(t, e, i, reason, false)
 	}
 	got, err := e.Order(t.Context(), f.ID)
 	if err != nil || got.State != ledger.OrderFailed || !bytes.Equal(got.Failure, []byte("first")) {
@@ -116,6 +123,154 @@ func orderFailed(t *testing.T, e *env) {
 	got, err = e.Order(t.Context(), i.ID)
 	if err != nil || got.State != ledger.OrderIssued || got.Failure != nil {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// failing fails an order, and says whether that must work.
+func failing(t *testing.T, e *env, o ledger.Order, reason string, want bool) {
+	t.Helper()
+	if failed, err := e.FailOrder(t.Context(), o.ID, []byte(reason)); err != nil || failed != want {
+		t.Fatalf("failing the order: %v, %v", failed, err)
+	}
+}
+
+// wantFailed checks what a signer and a caller learn of an order that has failed.
+func wantFailed(t *testing.T, e *env, o ledger.Order, entry ledger.Entry) {
+	t.Helper()
+	err := e.CommitBatch(t.Context(), []ledger.Entry{again(t, e, entry)})[0].Err
+	wantKind(t, err, problem.Conflict)
+	if rule := problem.From(err).Rule; rule != "order_failed" {
+		t.Errorf("a commit for a failed order is refused by %q", rule)
+	}
+	found, err := e.Lookup(t.Context(), []ledger.RequestKey{entry.RequestKey})
+	if err != nil || !found[entry.RequestKey].Failed || found[entry.RequestKey].Refusal(entry.CSR) == nil {
+		t.Errorf("under its key is %+v, %v", found, err)
+	}
+	if got, created, err := e.CreateOrder(t.Context(), orderOf(entry)); err != nil || created || got.ID != o.ID || got.State != ledger.OrderFailed || got.Certificate != nil {
+		t.Errorf("asked for once more it is %+v, %v, %v", got, created, err)
+	}
+}
+
+// orderRace: two sweepers fail an order while two signers commit a certificate for it.
+func orderRace(t *testing.T, e *env) {
+	const orders = 40
+	outcomes := map[string]int{}
+	for n := range orders {
+		entry := e.entry(t, 48*time.Hour)
+		o := newOrder(t, e, entry)
+		var failures, issued atomic.Int32
+		var start, done sync.WaitGroup
+		start.Add(1)
+		for k := range 4 {
+			mine := again(t, e, entry)
+			done.Go(func() {
+				start.Wait()
+				if (n+k)%2 == 0 {
+					failed, err := e.FailOrder(t.Context(), o.ID, []byte("no"))
+					if err != nil {
+						t.Error(err)
+					}
+					if failed {
+						failures.Add(1)
+					}
+					return
+				}
+				r := e.CommitBatch(t.Context(), []ledger.Entry{mine})[0]
+				switch {
+				case r.Err == nil && !r.Duplicate:
+					issued.Add(1)
+				case r.Err != nil && problem.From(r.Err).Rule != "order_failed":
+					t.Error(r.Err)
+				}
+			})
+		}
+		start.Done()
+		done.Wait()
+		got, err := e.Order(t.Context(), o.ID)
+		noError(t, err)
+		if failures.Load()+issued.Load() != 1 {
+			t.Errorf("an order failed %d times and was issued %d times", failures.Load(), issued.Load())
+		}
+		if failures.Load() == 1 {
+			wantFailed(t, e, o, entry)
+		} else if got.State != ledger.OrderIssued || got.Certificate == nil {
+			t.Errorf("the order is %+v", got)
+		}
+		outcomes[string(got.State)]++
+	}
+	t.Logf("%v", outcomes)
+}
+
+func orderFailedForGood(t *testing.T, e *env) {
+	entry := e.entry(t, 48*time.Hour)
+	o := newOrder(t, e, entry)
+	failing(t, e, o, "no", true)
+	wantFailed(t, e, o, entry)
+	e.clock.advance(10 * time.Minute) // as old as a copy of the request can be
+	wantFailed(t, e, o, entry)
+	e.clock.advance(26 * time.Hour)
+	next, created, err := e.CreateOrder(t.Context(), orderOf(entry))
+	if err != nil || !created {
+		t.Fatalf("past its time the key is not free: %v, %v", created, err)
+	}
+	entry = again(t, e, entry)
+	entry.ReuseUntil = e.clock.Now().Add(time.Hour)
+	if out := commitOne(t, e.Ledger, entry); out.Duplicate {
+		t.Error("past its time the key is taken")
+	}
+	if got, err := e.Order(t.Context(), next.ID); err != nil || got.State != ledger.OrderIssued {
+		t.Errorf("the next order is %+v, %v", got, err)
+	}
+	if got, err := e.Order(t.Context(), o.ID); err != nil || got.State != ledger.OrderFailed || got.Certificate != nil {
+		t.Errorf("the first order is %+v, %v", got, err)
+	}
+}
+
+// orderFailedAcrossTurn: what stands in the generation before counts, certificate and
+// failure alike.
+func orderFailedAcrossTurn(t *testing.T, e *env) {
+	e.onPostgreSQL(t)
+	e.clock.advance(ledger.MaxReuse + 90*time.Minute) // a turn is due, but has not come
+	broken, issued := e.entry(t, 96*time.Hour), e.entry(t, 96*time.Hour)
+	f, i := newOrder(t, e, broken), newOrder(t, e, issued)
+	failing(t, e, f, "no", true)
+	commitOne(t, e.Ledger, issued)
+	m, err := e.Maintain(t.Context())
+	noError(t, err)
+	if !m.Rotated {
+		t.Fatal("the generations did not turn")
+	}
+	wantFailed(t, e, f, broken)
+	failing(t, e, i, "no", false)
+	if got, err := e.Order(t.Context(), i.ID); err != nil || got.State != ledger.OrderIssued {
+		t.Errorf("the issued order is %+v, %v", got, err)
+	}
+}
+
+// orderOtherCSR: the key was taken by another CSR, which keeps its certificate.
+func orderOtherCSR(t *testing.T, e *env) {
+	for _, turned := range []bool{false, true} {
+		if turned {
+			e.onPostgreSQL(t)
+			e.clock.advance(ledger.MaxReuse + 90*time.Minute)
+		}
+		first := e.entry(t, 96*time.Hour)
+		first.ReuseUntil = e.clock.Now().Add(time.Minute)
+		commitOne(t, e.Ledger, first)
+		other := again(t, e, first)
+		other.CSR = sha256.Sum256([]byte("another"))
+		o := newOrder(t, e, other)
+		if turned {
+			if m, err := e.Maintain(t.Context()); err != nil || !m.Rotated {
+				t.Fatalf("the generations did not turn: %v", err)
+			}
+		}
+		failing(t, e, o, "same_csr", true)
+		e.clock.advance(5 * time.Minute) // a late copy of the order finds the key taken still
+		wantKind(t, e.CommitBatch(t.Context(), []ledger.Entry{again(t, e, other)})[0].Err, problem.Conflict)
+		if out := commitOne(t, e.Ledger, again(t, e, first)); !out.Duplicate || out.Certificate.Serial != first.Serial {
+			t.Errorf("the first CSR gets %+v", out)
+		}
 	}
 }
 
@@ -188,7 +343,11 @@ func orderReuse(t *testing.T, e *env) {
 	if again, created, err := e.CreateOrder(t.Context(), o); err != nil || created || again.ID != first.ID {
 		t.Errorf("a pending order gave its key up: %v, %v", created, err)
 	}
-	noError(t, e.FailOrder(t.Context(), first.ID, []byte("no")))
+	failing(t, e, first, "no", true)
+	if again, created, err := e.CreateOrder(t.Context(), o); err != nil || created || again.State != ledger.OrderFailed {
+		t.Errorf("an order gave its key up while copies of it may be on their way: %v, %v", created, err)
+	}
+	e.clock.advance(time.Hour)
 	o.ReuseUntil = e.clock.Now().Add(time.Hour)
 	second, created, err := e.CreateOrder(t.Context(), o)
 	if err != nil || !created || second.ID == first.ID {
@@ -213,7 +372,7 @@ func orderPastKey(t *testing.T, e *env) {
 	if err != nil || got.State != ledger.OrderIssued || got.Certificate == nil || got.Certificate.Serial != entry.Serial {
 		t.Errorf("the order is %+v, %v", got, err)
 	}
-	noError(t, e.FailOrder(t.Context(), o.ID, []byte("too late")))
+	failing(t, e, o, "too late", false)
 	due, err := e.ClaimStaleOrders(t.Context(), 0, 10)
 	if err != nil || len(due) != 1 || due[0].ID != later.ID {
 		t.Errorf("due are %+v, %v: an order that has its certificate is made again", due, err)
