@@ -20,8 +20,9 @@ type DispatcherConfig struct {
 	// MaxBatch bounds the requests in one message, 1 to 32. Requests that wait together
 	// travel together.
 	MaxBatch int `yaml:"max_batch"`
-	// Gather is how long a message waits at most for requests whose CSRs are being
-	// checked at that moment. One that nothing follows never waits. 0 switches it off.
+	// Gather is how long a message waits at most for company: for requests whose CSRs are
+	// being checked at that moment, and until it has as many requests as are with the
+	// queue and the signers. One that comes alone never waits. 0 switches it off.
 	Gather time.Duration `yaml:"gather"`
 	// MaxBatchBytes bounds the size of a message with several requests.
 	MaxBatchBytes int `yaml:"max_batch_bytes"`

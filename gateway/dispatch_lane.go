@@ -18,6 +18,8 @@ type lane struct {
 	left       int // of these, calls whose waiters have left
 	inFlight   int // calls that are with the queue or a signer
 	publishers int // goroutines that publish for this lane
+
+	more chan struct{} // there may be enough for a message
 }
 
 // A flow is what one caller has waiting.
@@ -27,7 +29,25 @@ type flow struct {
 }
 
 func newLane(issuer string, p queue.Priority) *lane {
-	return &lane{issuer: issuer, priority: p, subject: queue.SignSubject(issuer, p), flows: map[string]*flow{}}
+	return &lane{issuer: issuer, priority: p, subject: queue.SignSubject(issuer, p), flows: map[string]*flow{}, more: make(chan struct{}, 1)}
+}
+
+func (l *lane) full(batch int) bool { return l.waiting >= batch }
+
+// doubles reports whether as much waits as is with the queue and the signers. A message
+// costs as much as several of its requests, and the busier the signers are the less a
+// request gains by going at once; one that comes alone does.
+func (l *lane) doubles() bool { return l.waiting >= l.inFlight }
+
+// tell wakes a publisher that gathers, once there is enough.
+func (l *lane) tell() {
+	if l.publishers == 0 || !l.doubles() {
+		return
+	}
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
 }
 
 func (l *lane) push(c *call) {

@@ -20,7 +20,7 @@ import (
 // waits for the broker, what comes gathers for the next message, and only a full one
 // is worth another publisher.
 func (d *Dispatcher) publishFrom(l *lane) {
-	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.publishers > 0 && l.waiting < d.cfg.MaxBatch || l.inFlight >= d.cfg.MaxInFlight {
+	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.publishers > 0 && !l.full(d.cfg.MaxBatch) || l.inFlight >= d.cfg.MaxInFlight {
 		return
 	}
 	l.publishers++
@@ -54,26 +54,27 @@ func (d *Dispatcher) Expect(n int) {
 	}
 }
 
-// gather waits for requests that are on their way, unless a message is full already.
+// gather waits until a message is worth sending, or for Gather. The mutex is free.
 func (d *Dispatcher) gather(l *lane) {
-	if d.cfg.Gather == 0 || d.coming.Load() <= 0 || d.full(l) {
+	if d.cfg.Gather == 0 || d.worthwhile(l) {
 		return
 	}
 	patience := time.NewTimer(d.cfg.Gather)
 	defer patience.Stop()
-	for d.coming.Load() > 0 {
+	for !d.worthwhile(l) {
 		select {
 		case <-d.none:
+		case <-l.more:
 		case <-patience.C:
 			return
 		}
 	}
 }
 
-func (d *Dispatcher) full(l *lane) bool {
+func (d *Dispatcher) worthwhile(l *lane) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return l.waiting >= d.cfg.MaxBatch
+	return l.full(d.cfg.MaxBatch) || d.coming.Load() <= 0 && l.doubles()
 }
 
 // A batch is what goes out in one message.

@@ -232,6 +232,8 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 	until(t, "all wait in the lane", func() bool { return m.value("certmill_gateway_dispatch_waiting") == calls })
 	m.d.Expect(-calls)
 	wait.Wait()
+	// A message is counted when the broker has acknowledged it, which may be after the answer.
+	until(t, "one message is counted", func() bool { return m.messages() > 0 })
 	if n := m.messages(); n != 1 {
 		t.Errorf("%d messages for %d requests that were expected", n, calls)
 	}
@@ -240,6 +242,39 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 	if _, err := m.d.Do(patience(t), asking("mtls:a", "alone"), queue.First); err != nil {
 		t.Error(err)
 	}
+	m.settled()
+}
+
+// While the signers have work a message waits until it is as large as what they have.
+func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
+	m := newMill(t, nil)
+	m.d.cfg.Gather = time.Minute // longer than may be configured, so that a slow machine changes nothing
+	var wait sync.WaitGroup
+	ask := func(name string) {
+		wait.Go(func() {
+			if _, err := m.d.Do(patience(t), asking("mtls:a", name), queue.First); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	waiting := func(n float64) func() bool {
+		return func() bool { return m.value("certmill_gateway_dispatch_waiting") == n }
+	}
+	ask("alone")
+	until(t, "one that comes alone goes at once", func() bool { return m.messages() == 1 })
+	ask("second")
+	until(t, "as many wait as are in flight", func() bool { return m.messages() == 2 })
+	ask("third")
+	until(t, "one waits", waiting(1))
+	ask("fourth")
+	until(t, "two go together", func() bool { return m.messages() == 3 })
+	for _, name := range []string{"fifth", "sixth", "seventh"} {
+		ask(name)
+	}
+	until(t, "three wait for four", waiting(3))
+	m.sign(millIssued) // and go when those are answered
+	wait.Wait()
+	until(t, "the fourth is counted", func() bool { return m.messages() == 4 })
 	m.settled()
 }
 
