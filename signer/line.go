@@ -313,7 +313,7 @@ func (l *line) begin(d *delivery, now time.Time) {
 	l.work.Add(n)
 	if d.tries == 1 && !anySeen(d.batch.Requests) {
 		for _, r := range d.batch.Requests {
-			go l.serve(d, r)
+			l.s.crew.begin(task{l, d, r})
 		}
 		return
 	}

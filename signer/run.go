@@ -113,6 +113,7 @@ func (s *Signer) serve(ctx context.Context, p parts, tokens []Token, retry []hsm
 	s.mu.Unlock()
 
 	background, stopBackground := context.WithCancel(work)
+	s.crew = newCrew(background.Done())
 	g, gctx := errgroup.WithContext(ctx)
 	var keep sync.WaitGroup
 	for _, fn := range []func(context.Context) error{s.showProgress, s.gate.keep, s.reportEpochs, s.keepAccount, s.report, s.watchClock} {

@@ -23,7 +23,7 @@ import (
 // Signer takes requests from the queue, signs them in an HSM, commits the
 // certificates to the ledger and then releases them. It is safe for concurrent use.
 //
-//	pull ─► delivery ─► serve, one goroutine a request ─► prepare ─► HSM session ─► group commit
+//	pull ─► delivery ─► serve, one of the crew a request ─► prepare ─► HSM session ─► group commit
 //	acknowledgement ◄─ reply, one message for what is ready ◄──────────────────────────┘
 type Signer struct {
 	cfg     Config
@@ -38,6 +38,7 @@ type Signer struct {
 	// Set by Run before anything is served.
 	parts
 	gate     *gate
+	crew     *crew
 	work     context.Context // the requests'; ends when shutdown takes too long
 	inFlight atomic.Int64
 	serving  atomic.Bool

@@ -38,7 +38,7 @@ func (l *line) serveKnown(d *delivery) {
 	}
 	for _, r := range d.batch.Requests {
 		if !l.mayBeKnown(d, r, now) {
-			go l.serve(d, r)
+			l.s.crew.begin(task{l, d, r})
 			continue
 		}
 		f, known := found[ledger.RequestKey(r.RequestKey)]
@@ -53,7 +53,7 @@ func (l *line) serveKnown(d *delivery) {
 			l.s.announce(l, f.Certificate)
 			l.conclude(d, r, l.result(r, f.Certificate, true), nil)
 		default:
-			go l.serve(d, r)
+			l.s.crew.begin(task{l, d, r})
 		}
 	}
 }
