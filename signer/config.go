@@ -18,7 +18,8 @@ type Config struct {
 	// be unique. Empty means the host's name.
 	Name string `yaml:"name"`
 	// Tokens are the HSM tokens to sign with. Several that hold an issuer's key share
-	// its work; one that fails takes none of it down.
+	// its work; one that fails takes none of it down. At SIGHUP the list is read again:
+	// tokens may be added and taken out while the signer works.
 	Tokens []hsm.Config `yaml:"tokens"`
 	// Issuers names the issuers to serve. Empty means every active issuer of the ledger
 	// whose key is in one of the tokens.

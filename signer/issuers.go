@@ -190,13 +190,16 @@ func (s *Signer) reportFinal(ctx context.Context) {
 }
 
 // reportFinal settles what is loose and ends the epochs. The line must be at rest.
-func (l *line) reportFinal(ctx context.Context) {
+func (l *line) reportFinal(ctx context.Context) { l.endSeats(ctx, l.allSeats()...) }
+
+// endSeats settles what is loose and ends the epochs of seats that nobody signs in.
+func (l *line) endSeats(ctx context.Context, seats ...*seat) {
 	if err := l.s.settleLoose(ctx); err != nil {
 		l.log.Warn("signatures without a row could not be written down", "error", err)
 	}
 	l.s.account.settling.Lock()
 	defer l.s.account.settling.Unlock()
-	for _, seat := range l.allSeats() {
+	for _, seat := range seats {
 		l.s.account.drop(seat)
 		if err := seat.end(ctx, l.s.book); err != nil {
 			l.log.Warn("the account of an epoch stays open", "epoch", seat.epoch, "error", err)

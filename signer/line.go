@@ -119,9 +119,22 @@ func (l *line) allSeats() []*seat {
 
 // pick returns the seat with the least work for each of its sessions, or nil when no
 // token is ready. Not the one given, if there is another.
-func (l *line) pick(not *seat) *seat {
+func (l *line) pick(not *seat) *seat { return pickSeat(l.allSeats(), not) }
+
+// hold is pick for who will sign there: until held.Done the seat is not ended.
+func (l *line) hold(not *seat) *seat {
+	l.seatsMu.Lock()
+	defer l.seatsMu.Unlock()
+	s := pickSeat(l.seats, not)
+	if s != nil {
+		s.held.Add(1)
+	}
+	return s
+}
+
+func pickSeat(seats []*seat, not *seat) *seat {
 	var best *seat
-	for _, s := range l.allSeats() {
+	for _, s := range seats {
 		switch {
 		case !s.token.Ready():
 		case best == nil, best == not:

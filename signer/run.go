@@ -94,7 +94,11 @@ func (s *Signer) openToken(ctx context.Context, cfg hsm.Config) (Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &hsmToken{Token: t}, nil
+	token := &hsmToken{Token: t}
+	s.mu.Lock()
+	s.configs[token] = cfg
+	s.mu.Unlock()
+	return token, nil
 }
 
 // unsampled is the parent of requests that no caller traces: without it every one of
@@ -154,9 +158,13 @@ func (s *Signer) serveIssuers(ctx context.Context, retry []hsm.Config) error {
 		}
 		if settled {
 			s.mend(ctx)
-			retry = s.reopen(ctx, retry)
-			if err := s.refresh(ctx); err != nil && ctx.Err() == nil {
-				s.log.Warn("the issuers could not be refreshed", "error", err)
+			retry = s.reopen(ctx, s.missingTokens(retry))
+			if err := s.refresh(ctx); err != nil {
+				if ctx.Err() == nil {
+					s.log.Warn("the issuers could not be refreshed", "error", err)
+				}
+			} else {
+				s.removeTokens(ctx) // the others have the work by now
 			}
 			s.serving.Store(ctx.Err() == nil)
 			s.sweepReplies()

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/certmill/certmill/ledger"
@@ -18,7 +19,8 @@ type seat struct {
 	epoch uint32
 	hand  *hand // its signatures
 
-	load atomic.Int64 // requests that are signing or wait to
+	load atomic.Int64   // requests that are signing or wait to
+	held sync.WaitGroup // requests that have signed here or will, until they are settled
 }
 
 // takeSeat finds the key and writes the epoch row; only then may it sign.

@@ -47,12 +47,16 @@ type Signer struct {
 	account  account                      // signatures that are not settled
 	writing  sync.WaitGroup               // replies and events
 
-	mu         sync.Mutex // guards all below
-	lines      map[int32]*line
-	tokens     []Token
-	outboxes   map[string]*batcher[outcome]
-	deliveries map[*delivery]struct{}
-	trouble    map[string]error // why an issuer is not served
+	mu      sync.Mutex // guards all below
+	lines   map[int32]*line
+	tokens  []Token
+	configs map[Token]hsm.Config // of those that were opened by their configuration
+	leaving []Token              // to be taken out
+	// wantedTokens are those of the last SetTokens that was not looked at yet, or nil.
+	wantedTokens []hsm.Config
+	outboxes     map[string]*batcher[outcome]
+	deliveries   map[*delivery]struct{}
+	trouble      map[string]error // why an issuer is not served
 }
 
 // parts are what a Signer works with, opened by open.
@@ -89,7 +93,7 @@ func newSigner(cfg Config, deps Deps) *Signer {
 	}
 	s := &Signer{
 		cfg: cfg, deps: deps, log: deps.Log, tracer: deps.Tracer, now: deps.Now,
-		gate: newGate(nil, deps.Log), lines: map[int32]*line{}, outboxes: map[string]*batcher[outcome]{},
+		gate: newGate(nil, deps.Log), lines: map[int32]*line{}, configs: map[Token]hsm.Config{}, outboxes: map[string]*batcher[outcome]{},
 		deliveries: map[*delivery]struct{}{}, trouble: map[string]error{},
 	}
 	s.metrics = newMetrics(deps.Registry, s)

@@ -83,6 +83,7 @@ type walk struct {
 	d      *delivery
 	r      *queuev1.SignRequest
 	signed bool
+	holds  []*seat // where it was signed or tried
 	// The signature that was made, in the hand of its seat.
 	seat *seat
 	slot int32
@@ -98,6 +99,9 @@ func (w *walk) run() (res *queuev1.SignResult, err error) {
 			res, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 		w.leaveSign()
+		for _, s := range w.holds {
+			s.held.Done()
+		}
 	}()
 	return w.issue()
 }
@@ -176,10 +180,11 @@ func (w *walk) prepareAndSign(ctx context.Context, traced bool, request *profile
 	l := w.line
 	var used *seat
 	for try := 1; ; try++ {
-		s := l.pick(used)
+		s := l.hold(used)
 		if s == nil {
 			return ledger.Certificate{}, problem.Down("hsm", time.Second, nil)
 		}
+		w.holds = append(w.holds, s)
 		cert, err := w.signOn(ctx, traced, s, request)
 		if err == nil || try == 2 || !tokensFault(err) || l.timely(w.r, l.s.now()) != nil || ctx.Err() != nil {
 			return cert, err

@@ -6,6 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -88,8 +91,35 @@ func Signer(ctx context.Context, s Source) error {
 			return err
 		}
 		running(r)
-		return inOrder(ctx, r.Run, func(ctx context.Context) error { return keyServices(ctx, cfg, r, tel) })
+		return inOrder(ctx, r.Run, followTokens(s, r, tel), func(ctx context.Context) error { return keyServices(ctx, cfg, r, tel) })
 	})
+}
+
+// followTokens reads the configuration again at SIGHUP and has the signer work with the
+// tokens in it. A configuration that is wrong changes nothing; nor does any other key
+// before the next start.
+func followTokens(s Source, r *signer.Signer, tel *telemetry.Telemetry) func(context.Context) error {
+	return func(ctx context.Context) error {
+		hup := make(chan os.Signal, 1)
+		signal.Notify(hup, syscall.SIGHUP)
+		defer signal.Stop(hup)
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-hup:
+			}
+			cfg, err := LoadSigner(s)
+			if err == nil {
+				err = r.SetTokens(cfg.Tokens)
+			}
+			if err != nil {
+				tel.Log.Error("the configuration cannot be read again; the tokens stay as they are", "error", err)
+				continue
+			}
+			tel.Log.Info("the list of tokens was read again", "tokens", len(cfg.Tokens))
+		}
+	}
 }
 
 // serviceConnections is how many connections to the ledger CRLs, OCSP signers and the
