@@ -18,9 +18,11 @@ import (
 // strictLoad asks for certificates without ever trying again, and keeps the issuers of
 // the last answers.
 type strictLoad struct {
-	mu     sync.Mutex
-	issued int
-	last   [][]byte // issuers of the last 40 certificates
+	profile string
+	mu      sync.Mutex
+	issued  int
+	by      map[string]int // by issuer
+	last    [][]byte       // issuers of the last 40 certificates
 }
 
 func (l *strictLoad) caller(ctx context.Context, t *testing.T, s *service, caller int) func() {
@@ -29,18 +31,32 @@ func (l *strictLoad) caller(ctx context.Context, t *testing.T, s *service, calle
 	csr := newCSR(t, name)
 	return func() {
 		for n := 0; ctx.Err() == nil; n++ {
-			res, err := g.Issue(context.WithoutCancel(ctx), &certmillv1.IssueRequest{Csr: csr, Profile: "server", RequestId: fmt.Sprintf("%s-%d-%d", run, caller, n)})
+			res, err := g.Issue(context.WithoutCancel(ctx), &certmillv1.IssueRequest{Csr: csr, Profile: l.profile, RequestId: fmt.Sprintf("%s-%d-%d", run, caller, n)})
 			if err != nil {
 				t.Errorf("request %d of caller %d: %v", n, caller, err)
 				return
 			}
 			l.mu.Lock()
 			l.issued++
+			l.by[res.Certificate.Issuer]++
 			l.last = append(l.last, res.Certificate.Chain[0])
 			l.last = l.last[max(0, len(l.last)-40):]
 			l.mu.Unlock()
 		}
 	}
+}
+
+func newStrictLoad(profile string) *strictLoad {
+	return &strictLoad{profile: profile, by: map[string]int{}}
+}
+
+// issuers returns how many certificates each issuer has made, and forgets them.
+func (l *strictLoad) issuers() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	by := l.by
+	l.by = map[string]int{}
+	return by
 }
 
 func (l *strictLoad) count() int {
@@ -77,7 +93,8 @@ func (l *strictLoad) more(t *testing.T, n int) {
 	l.until(t, fmt.Sprintf("%d certificates", n), func() bool { return l.count() >= n })
 }
 
-// TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad walks docs/ceremony.md with
+// TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad walks docs/ceremony.md, and what
+// docs/operations.md says of several issuers, with
 // callers at work that do not try again: not one of their requests fails.
 func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	requirePrograms(t)
@@ -85,7 +102,9 @@ func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := start(dir)
+	// dev's signers have one of the two issuers of the profile "shared".
+	shared := shareServerProfile(t, dir)
+	s, err := start(dir, "CERTMILL_SIGNER_ISSUERS=issuing")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,11 +136,13 @@ func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	var callers sync.WaitGroup
 	defer callers.Wait()
 	defer stop()
-	load := &strictLoad{}
-	for i := range 4 {
+	load, both := newStrictLoad("server"), newStrictLoad(shared)
+	for i := range 2 {
 		callers.Go(load.caller(ctx, t, s, i))
+		callers.Go(both.caller(ctx, t, s, i))
 	}
 	load.more(t, 50)
+	both.more(t, 50)
 
 	// The ceremony, rehearsed and written down.
 	var plan []struct{ Make bool }
@@ -143,6 +164,9 @@ func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	if out, err := s.run(t, "ca", "verify-transcript", transcript, "--root", root); err == nil {
 		t.Errorf("a forged transcript is accepted\n%s", out)
 	}
+
+	// A second issuer comes, dies, is stood in for and comes back.
+	secondIssuer(t, s, both, func(into any, args ...string) { ok(hsm(into, args...)) })
 
 	// The rollover.
 	var next struct {
@@ -172,6 +196,7 @@ func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	if complaint := hsm(&closed, "ca", "rollover", "close", "--generation", fmt.Sprint(next.Before)); !strings.Contains(complaint, "not expired") {
 		t.Errorf("closing a generation with certificates: %q", complaint)
 	}
+	both.more(t, 50)
 
 	// The drain.
 	state := func(name string) string {
@@ -202,5 +227,5 @@ func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	load.more(t, 50)
 	stop()
 	callers.Wait()
-	t.Logf("%d requests, none failed", load.count())
+	t.Logf("%d and %d requests, none failed", load.count(), both.count())
 }
