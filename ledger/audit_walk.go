@@ -120,11 +120,17 @@ const signedHeadColumns = `seq, hash, signed_at, issuer, signature`
 
 // LastSignedHead returns the newest signed head; its sequence is 0 where there is none.
 func (l *Ledger) LastSignedHead(ctx context.Context) (SignedHead, error) {
-	heads, err := l.signedHeads(ctx, `SELECT `+signedHeadColumns+` FROM audit_heads ORDER BY seq DESC, signed_at DESC LIMIT 1`)
+	heads, err := l.NewestSignedHeads(ctx, 1)
 	if len(heads) == 0 {
 		return SignedHead{}, err
 	}
 	return heads[0], err
+}
+
+// NewestSignedHeads returns the last heads of the chain that are signed, up to limit, the
+// newest first.
+func (l *Ledger) NewestSignedHeads(ctx context.Context, limit int) ([]SignedHead, error) {
+	return l.signedHeads(ctx, `SELECT `+signedHeadColumns+` FROM audit_heads ORDER BY seq DESC, signed_at DESC, issuer DESC LIMIT $1`, limit)
 }
 
 // SignedHeads returns up to limit signed heads after a position, which is the last one

@@ -64,6 +64,8 @@ type Ledger interface {
 	FailOrder(ctx context.Context, id string, failure []byte) (failed bool, err error)
 	// ClockSkew returns our clock less the database's.
 	ClockSkew(ctx context.Context) (time.Duration, error)
+	// RestoredAt returns when the ledger was last restored from a backup.
+	RestoredAt(ctx context.Context) (time.Time, error)
 	// Ping returns nil when the ledger can be written to.
 	Ping(ctx context.Context) error
 }

@@ -14,13 +14,14 @@ import (
 // would be signed then could not be released.
 type gate struct {
 	shut atomic.Bool
-	book Ledger
 	log  *slog.Logger
 	wake chan struct{}
+	// answers returns nil when the ledger can be worked with; it is set before keep.
+	answers func(context.Context) error
 }
 
-func newGate(book Ledger, log *slog.Logger) *gate {
-	return &gate{book: book, log: log, wake: make(chan struct{}, 1)}
+func newGate(log *slog.Logger) *gate {
+	return &gate{log: log, wake: make(chan struct{}, 1)}
 }
 
 func (g *gate) isOpen() bool { return !g.shut.Load() }
@@ -50,7 +51,7 @@ func (g *gate) keep(ctx context.Context) error {
 		}
 		for g.shut.Load() {
 			pingCtx, cancel := context.WithTimeout(ctx, 2*time.Second)
-			err := g.book.Ping(pingCtx)
+			err := g.answers(pingCtx)
 			cancel()
 			if err == nil {
 				g.shut.Store(false)

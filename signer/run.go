@@ -21,7 +21,8 @@ import (
 // Run opens what the signer needs, writes the epochs and serves until ctx ends. Then
 // it stops pulling, finishes what it holds, writes the replies and the final number
 // of signatures, closes everything and returns nil. It returns an error when it
-// cannot start, or when a token is stuck so that only a new process can use it.
+// cannot start, or when only a new process can go on: a token is stuck, or the ledger was
+// restored from a backup under it.
 func (s *Signer) Run(ctx context.Context) error {
 	book, err := ledger.Open(ctx, s.cfg.Ledger, ledger.Deps{Log: s.log, Registry: s.deps.Registry, Tracer: s.tracer, Now: s.deps.Now})
 	if err != nil {
@@ -108,7 +109,7 @@ var unsampled = trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.Trac
 // serve runs on opened parts. It closes the tokens.
 func (s *Signer) serve(ctx context.Context, p parts, tokens []Token, retry []hsm.Config) error {
 	s.parts = p
-	s.gate.book = p.book
+	s.gate.answers = s.ledgerAnswers
 	work, cancelWork := context.WithCancel(trace.ContextWithRemoteSpanContext(context.WithoutCancel(ctx), unsampled))
 	defer cancelWork()
 	s.work = work
@@ -125,9 +126,12 @@ func (s *Signer) serve(ctx context.Context, p parts, tokens []Token, retry []hsm
 	}
 	g.Go(func() error { return s.serveIssuers(gctx, retry) })
 	g.Go(func() error { return s.watchConnection(gctx) })
-	err := g.Wait() // ctx has ended, or a token is stuck
+	err := g.Wait() // ctx has ended, a token is stuck, or the ledger is another one
 
 	s.serving.Store(false)
+	if errors.Is(err, errRestored) {
+		cancelWork() // nothing more is committed under the old epochs
+	}
 	s.stopLines(cancelWork)
 	stopBackground()
 	keep.Wait()
@@ -145,7 +149,7 @@ func (s *Signer) within(ctx context.Context, fn func(context.Context)) {
 }
 
 // serveIssuers settles the streams, then keeps the lines as the ledger's issuers are,
-// until ctx ends or a token is stuck.
+// until ctx ends, a token is stuck or the ledger was restored.
 func (s *Signer) serveIssuers(ctx context.Context, retry []hsm.Config) error {
 	tick := time.NewTicker(s.cfg.IssuerRefresh)
 	defer tick.Stop()
@@ -154,7 +158,9 @@ func (s *Signer) serveIssuers(ctx context.Context, retry []hsm.Config) error {
 		if !settled {
 			// A clock that cannot be compared yet is compared before the issuers can be
 			// read: both ask the ledger.
-			settled = s.settle(ctx) == nil && s.measureClock(ctx) == nil
+			settled = s.settle(ctx) == nil && s.measureClock(ctx) == nil && s.sameLedger(ctx) == nil
+		} else if err := s.sameLedger(ctx); errors.Is(err, errRestored) {
+			return err
 		}
 		if settled {
 			s.mend(ctx)

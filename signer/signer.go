@@ -43,6 +43,7 @@ type Signer struct {
 	inFlight atomic.Int64
 	serving  atomic.Bool
 	drain    atomic.Pointer[ledger.Drain] // set while no work is to be taken
+	restored atomic.Pointer[time.Time]    // when the ledger was last restored, as first seen
 	skew     atomic.Int64                 // of our clock against the database's, nanoseconds
 	account  account                      // signatures that are not settled
 	writing  sync.WaitGroup               // replies and events
@@ -93,7 +94,7 @@ func newSigner(cfg Config, deps Deps) *Signer {
 	}
 	s := &Signer{
 		cfg: cfg, deps: deps, log: deps.Log, tracer: deps.Tracer, now: deps.Now,
-		gate: newGate(nil, deps.Log), lines: map[int32]*line{}, configs: map[Token]hsm.Config{}, outboxes: map[string]*batcher[outcome]{},
+		gate: newGate(deps.Log), lines: map[int32]*line{}, configs: map[Token]hsm.Config{}, outboxes: map[string]*batcher[outcome]{},
 		deliveries: map[*delivery]struct{}{}, trouble: map[string]error{},
 	}
 	s.metrics = newMetrics(deps.Registry, s)

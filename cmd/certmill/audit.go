@@ -21,7 +21,7 @@ import (
 func auditCommand() *cobra.Command {
 	c := &cobra.Command{Use: "audit", Short: "The audit trail: is it as it was written?", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.AddCommand(auditVerifyCommand(), auditExportCommand())
+	c.AddCommand(auditVerifyCommand(), auditHeadsCommand(), auditExportCommand())
 	return c
 }
 
@@ -77,6 +77,66 @@ of --keep-head or the line "audit head signed" of a signer's log.`,
 		})
 	}
 	return c
+}
+
+// maxHeads bounds `audit heads`.
+const maxHeads = 10_000
+
+func auditHeadsCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "heads", Short: "List the newest signed heads of the audit trail: what an auditor keeps elsewhere",
+		Long: `List the newest signed heads of the audit trail, the newest first. A head says that the
+trail had so many rows, the last with this hash, at this time; an issuer's key in the HSM
+has signed it. Kept where nobody who can write the database reaches it, one head proves
+every row up to it: ` + "`audit verify --witness`" + `, with the ledger or with an export, offline.
+
+It shows what stands in the ledger and checks nothing: that is for ` + "`audit verify`" + `.`,
+		Example: `  certmill audit heads --config ledger.yaml
+  certmill audit heads --config ledger.yaml -o json | jq '.[0]' > head.json
+  certmill audit verify --file audit.jsonl --roots root.pem --witness head.json`,
+		Args: cobra.NoArgs,
+	}
+	source := sourceFlags(c)
+	url, passwordFile := ledgerFlags(c)
+	limit := c.Flags().Int("limit", 20, "how many")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if *limit < 1 || *limit > maxHeads {
+			return usage("--limit must be 1 to %d, not %d", maxHeads, *limit)
+		}
+		return withLedger(c, source, *url, *passwordFile, func(book *ledger.Ledger) error {
+			heads, err := book.NewestSignedHeads(c.Context(), *limit)
+			if err != nil {
+				return err
+			}
+			issuers, err := book.Issuers(c.Context())
+			if err != nil {
+				return err
+			}
+			return showHeads(c, heads, issuers)
+		})
+	}
+	return c
+}
+
+func showHeads(c *cobra.Command, heads []ledger.SignedHead, issuers []ledger.Issuer) error {
+	names := map[int32]string{}
+	for _, i := range issuers {
+		names[i.ID] = i.Name
+	}
+	files := make([]auditchain.HeadFile, len(heads))
+	for i, h := range heads {
+		files[i] = auditchain.NewHeadFile(h)
+	}
+	return newPrinter(c).result(files, func(w *writer) {
+		if len(heads) == 0 {
+			w.line("no head of the audit trail is signed yet")
+			return
+		}
+		w.line("%8s  %-36s  %-20s  %s", "ROWS", "SIGNED", "BY", "HASH OF THE LAST ROW")
+		for _, h := range heads {
+			w.line("%8d  %-36s  %-20s  %x", h.Sequence, when(h.SignedAt), fmt.Sprintf("%s (%d)", names[h.Issuer], h.Issuer), h.Hash)
+		}
+	})
 }
 
 func auditExportCommand() *cobra.Command {

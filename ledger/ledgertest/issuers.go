@@ -13,13 +13,14 @@ import (
 )
 
 var issuerTests = map[string]func(*testing.T, *env){
-	"one generation of a name is active":                     issuerGenerations,
-	"a generation is prepared, then active, retired, closed": rollover,
-	"a drained signer":                                       drains,
-	"what a process without a broker says of itself":         reports,
-	"OCSP signers":                 ocspSigners,
-	"epochs are never given twice": epochs,
-	"signatures only grow":         signatures,
+	"one generation of a name is active":                             issuerGenerations,
+	"a generation is prepared, then active, retired, closed":         rollover,
+	"a ledger that was restored":                                     restored,
+	"a drained signer":                                               drains,
+	"what a process without a broker says of itself":                 reports,
+	"OCSP signers":                                                   ocspSigners,
+	"epochs are never given twice":                                   epochs,
+	"signatures only grow":                                           signatures,
 	"an account closes when every signature has a row or is a stray": account,
 }
 
@@ -49,6 +50,40 @@ func issuerGenerations(t *testing.T, e *env) {
 	}
 	_, err = e.PutIssuer(t.Context(), ledger.Issuer{Name: "x", State: "odd", DER: []byte("x")})
 	wantKind(t, err, problem.Invalid)
+}
+
+func restored(t *testing.T, e *env) {
+	if at, err := e.RestoredAt(t.Context()); err != nil || !at.IsZero() {
+		t.Errorf("restored at %v, %v", at, err)
+	}
+	issuer, err := e.PutIssuer(t.Context(), ledger.Issuer{Name: "main", State: ledger.IssuerActive, DER: []byte("one")})
+	noError(t, err)
+	epoch := func() uint32 {
+		t.Helper()
+		id, err := e.StartEpoch(t.Context(), ledger.Epoch{Signer: "s", Issuer: issuer, Token: "t"})
+		noError(t, err)
+		return id
+	}
+	last := epoch()
+	var times []time.Time
+	for range 2 {
+		done, err := e.Restored(t.Context(), "operator", 50)
+		noError(t, err)
+		if done.FirstLost != last+1 || done.LastLost != last+50 {
+			t.Errorf("epochs %d to %d are lost; the last was %d", done.FirstLost, done.LastLost, last)
+		}
+		at, err := e.RestoredAt(t.Context())
+		noError(t, err)
+		times = append(times, at)
+		if next := epoch(); next <= done.LastLost {
+			t.Errorf("epoch %d is given although %d is lost", next, done.LastLost)
+		} else {
+			last = next
+		}
+	}
+	if times[0].IsZero() || !times[1].After(times[0]) {
+		t.Errorf("two restorations at %v", times)
+	}
 }
 
 func reports(t *testing.T, e *env) {

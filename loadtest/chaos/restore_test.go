@@ -2,12 +2,14 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +22,9 @@ import (
 )
 
 // theLedgerIsRestoredByTheRunbook backs the ledger up, goes on, loses it and
-// restores it with the runbook's script.
+// restores it with the runbook's script. One signer lives through that, forgotten by the
+// operator: it remembers epochs and a signed head of the audit trail that are gone, and
+// gives way to a new process by itself.
 func theLedgerIsRestoredByTheRunbook(t *testing.T, r *drill) {
 	s := r.stack
 	script, err := filepath.Abs("../../deploy/runbooks/restore.sh")
@@ -55,25 +59,54 @@ func theLedgerIsRestoredByTheRunbook(t *testing.T, r *drill) {
 	}
 	lostRequest, lost := issue() // the hole
 	r.status(t, lost.Serial, judge.Good)
+	book, err := ledger.Open(t.Context(), config.Ledger{URL: s.database.URL, PasswordFile: s.database.PasswordFile}, ledger.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { book.Close() }() // whichever it is by then
+	witness := s.headFromTheHole(t, r, book, lost.Serial)
+	book.Close()
 
 	if out, err := runbook("restore"); err == nil || !strings.Contains(out, "stop every role first") {
 		t.Fatalf("it restores under a running service: %v\n%s", err, out)
 	}
-	roles := []string{"gateway", "signer", "presigner", "responder", "maintenance"}
-	for _, role := range roles {
+	forgotten := s.byName["signer-2"]
+	survivor := forgotten.process()
+	if err := forgotten.freeze(); err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range []string{"gateway", "signer", "presigner", "responder", "maintenance"} {
 		for _, n := range s.of(role) {
+			if n == forgotten {
+				continue
+			}
 			if err := n.stop(); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
+	s.dropSessions(t)
 	if out, err := runbook("restore"); err != nil {
 		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := forgotten.thaw(); err != nil {
+		t.Fatal(err)
 	}
 	for _, role := range []string{"maintenance", "presigner", "responder", "signer", "gateway"} {
 		for _, n := range s.of(role) {
 			n.revive()
 		}
+	}
+	if err := s.await(t.Context(), "the signer that lived through it", func() error {
+		if survivor.Status() == "" {
+			return errors.New("it still runs")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if got := survivor.Status(); got != "exit status 1" {
+		t.Errorf("the signer that lived through the restore ended with %q", got)
 	}
 	if err := s.await(t.Context(), "every role", func() error { return s.ready(t.Context()) }); err != nil {
 		t.Fatal(err)
@@ -93,11 +126,9 @@ func theLedgerIsRestoredByTheRunbook(t *testing.T, r *drill) {
 			}
 		}
 	}
-	book, err := ledger.Open(t.Context(), config.Ledger{URL: s.database.URL, PasswordFile: s.database.PasswordFile}, ledger.Deps{})
-	if err != nil {
+	if book, err = ledger.Open(t.Context(), config.Ledger{URL: s.database.URL, PasswordFile: s.database.PasswordFile}, ledger.Deps{}); err != nil {
 		t.Fatal(err)
 	}
-	defer book.Close()
 	before, after := epochOf(t, lost.Serial), epochOf(t, again.Serial)
 	if after <= before+100-uint32(len(s.of("signer")))-10 {
 		t.Errorf("epoch %d after the restore, %d before: there is no gap", after, before)
@@ -109,12 +140,81 @@ func theLedgerIsRestoredByTheRunbook(t *testing.T, r *drill) {
 	if err != nil || len(entries) == 0 {
 		t.Fatalf("audit: %v", err)
 	}
-	found := false
-	for _, e := range entries {
-		found = found || e.Action == "ledger.restore"
+	i := slices.IndexFunc(entries, func(e ledger.AuditEntry) bool { return e.Action == "ledger.restore" })
+	if i < 0 {
+		t.Fatal("the restore is not in the audit trail")
 	}
-	if !found {
-		t.Error("the restore is not in the audit trail")
+	s.trailGoesOn(t, book, entries[i].Sequence, witness)
+}
+
+// headFromTheHole makes a row of the audit trail, waits until its head is signed, and keeps
+// that in a file.
+func (s *stack) headFromTheHole(t *testing.T, r *drill, book *ledger.Ledger, serial string) (file string) {
+	t.Helper()
+	before, err := book.AuditHead(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.load.callers[0].revoke(t.Context(), serial); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.await(t.Context(), "a signed head", func() error {
+		h, err := book.LastSignedHead(t.Context())
+		if err == nil && h.Sequence <= before.Sequence {
+			err = fmt.Errorf("the last is of row %d", h.Sequence)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	file = s.dir.Path("head.json")
+	if _, err := s.command(t.Context(), "audit", "verify", "--config", s.dir.Path("config", "maintenance.yaml"), "--roots", s.dir.Path("root.pem"), "--keep-head", file); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// dropSessions ends the sessions that nobody uses, as a network that is down does in time.
+func (s *stack) dropSessions(t *testing.T) {
+	t.Helper()
+	password, err := os.ReadFile(s.database.PasswordFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "psql", "--no-psqlrc", "--quiet", "--command",
+		"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'certmill' AND pid <> pg_backend_pid()", s.database.URL)
+	cmd.Env = append(os.Environ(), "PGPASSWORD="+strings.TrimSpace(string(password)))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// trailGoesOn waits until heads behind the restore are signed again, by signers that see
+// nothing wrong. The trail verifies; a head of the hole does not fit it.
+func (s *stack) trailGoesOn(t *testing.T, book *ledger.Ledger, restored int64, witness string) {
+	t.Helper()
+	if err := s.await(t.Context(), "a signed head after the restore", func() error {
+		h, err := book.LastSignedHead(t.Context())
+		if err == nil && h.Sequence < restored {
+			err = fmt.Errorf("the last is of row %d; the restore is row %d", h.Sequence, restored)
+		}
+		for _, n := range s.of("signer") {
+			values, gerr := n.gauges(t.Context(), []string{"certmill_audit_chain_broken"})
+			if gerr == nil && values["certmill_audit_chain_broken"] != 0 {
+				gerr = fmt.Errorf("%s sees a broken trail", n.name)
+			}
+			err = errors.Join(err, gerr)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	verify := []string{"audit", "verify", "--config", s.dir.Path("config", "maintenance.yaml"), "--roots", s.dir.Path("root.pem")}
+	if _, err := s.command(t.Context(), verify...); err != nil {
+		t.Error(err)
+	}
+	if out, err := s.command(t.Context(), append(verify, "--witness", witness)...); err == nil {
+		t.Errorf("a head of the hole fits the trail: %s", out)
 	}
 }
 

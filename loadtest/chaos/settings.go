@@ -71,7 +71,8 @@ func (s *stack) writeSettings(context.Context) error {
 		"responder":   {"redis": store, "shutdown_delay": "1s"},
 		"presigner":   {"redis": store, "nats": nats, "ledger": ledger(4), "tokens": tokens, "lease": "3s", "health_poll": "1s"},
 		"signer": {"tokens": tokens, "profiles_dir": s.dir.Path("profiles"), "state_dir": s.dir.Path("state"),
-			"nats": nats, "ledger": ledger(8), "issuer_refresh": "1s", "epoch_report_interval": "2s", "commit_timeout": "5s"},
+			"nats": nats, "ledger": ledger(8), "issuer_refresh": "1s", "epoch_report_interval": "2s", "commit_timeout": "5s",
+			"audit": settings{"interval": "1s", "heartbeat": "10s"}},
 		"gateway": {
 			"tls":       settings{"cert_file": s.dir.Path("gateway.pem"), "key_file": s.dir.Path("gateway.key")},
 			"operators": []settings{{"match": callerID, "roles": []string{"admin"}}}, "profiles_dir": s.dir.Path("profiles"),

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,6 +44,16 @@ func TestTheAuditTrailIsVerifiedOnlineAndOffline(t *testing.T) {
 		t.Errorf("the trail of a revocation: %+v", report)
 	}
 	s.runJSON(t, &report, append(verify, "--witness", head)...)
+	var heads []json.RawMessage // each is a witness
+	s.runJSON(t, &heads, append([]string{"audit", "heads", "--limit", "2"}, ledger...)...)
+	if len(heads) == 0 || len(heads) > 2 {
+		t.Fatalf("%d signed heads are listed", len(heads))
+	}
+	writeFile(t, head, heads[0])
+	s.runJSON(t, &report, append(verify, "--witness", head)...)
+	if out, err := s.run(t, append([]string{"audit", "heads"}, ledger...)...); err != nil || !strings.Contains(out, "issuing (") {
+		t.Errorf("%v\n%s", err, out)
+	}
 	if out, err := s.run(t, append([]string{"audit", "export", "--out", export}, ledger...)...); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
