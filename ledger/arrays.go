@@ -23,6 +23,7 @@ const arrayHead = 5 * 4
 // newArray returns an empty array of elements of a type, with room for octets of them.
 func newArray(oid uint32, octets int) array {
 	buf := make([]byte, arrayHead, arrayHead+octets)
+	binary.BigEndian.PutUint32(buf, 1)
 	binary.BigEndian.PutUint32(buf[8:], oid)
 	binary.BigEndian.PutUint32(buf[16:], 1)
 	return array{buf: buf}
@@ -30,11 +31,6 @@ func newArray(oid uint32, octets int) array {
 
 // encoded returns the whole array; nothing is to be added after it.
 func (a *array) encoded() []byte {
-	if a.count == 0 {
-		clear(a.buf[:4])
-		return a.buf[:12] // an empty array has no dimension
-	}
-	binary.BigEndian.PutUint32(a.buf, 1)
 	binary.BigEndian.PutUint32(a.buf[12:], uint32(a.count))
 	return a.buf
 }
