@@ -32,7 +32,8 @@ type maker struct {
 	serial int    // where its serial is in der
 	point  int    // where its public key is
 	points [][]byte
-	noise  []int // the places in der that are random in every certificate
+	spkis  [][sha256.Size]byte // the hashes of the SubjectPublicKeyInfos with these points
+	noise  []int               // the places in der that are random in every certificate
 	began  time.Time
 }
 
@@ -61,6 +62,7 @@ func newMaker(ctx context.Context, book *ledger.Ledger, cfg Config) (*maker, err
 			return nil, err
 		}
 		m.points = append(m.points, spki[spkiHead:])
+		m.spkis = append(m.spkis, sha256.Sum256(spki))
 	}
 	return m, m.sample()
 }
@@ -152,7 +154,7 @@ func (m *maker) entry(n int64, random *mathrand.ChaCha8) (ledger.Entry, error) {
 		return ledger.Entry{}, err
 	}
 	der := slices.Clone(m.der)
-	octets := make([]byte, len(m.noise)+2*sha256.Size)
+	octets := make([]byte, len(m.noise)+16+sha256.Size)
 	_, _ = random.Read(octets) // it never fails
 	for i, at := range m.noise {
 		der[at] = octets[i]
@@ -164,10 +166,10 @@ func (m *maker) entry(n int64, random *mathrand.ChaCha8) (ledger.Entry, error) {
 	return ledger.Entry{
 		Certificate: ledger.Certificate{
 			Serial: number, Issuer: m.issuer, Profile: "workload", ProfileVersion: "f111f111f111",
-			Names: []string{"uri:" + name}, SPKI: [sha256.Size]byte(rest), Caller: "mtls:" + name,
+			Names: []string{"uri:" + name}, SPKI: m.spkis[n%keys], Caller: "mtls:" + name,
 			NotBefore: notBefore, NotAfter: notBefore.Add(m.cfg.Lifetime), DER: der,
 		},
-		RequestKey: ledger.RequestKey(rest[:16]), CSR: [sha256.Size]byte(rest[sha256.Size:]),
+		RequestKey: ledger.RequestKey(rest[:16]), CSR: [sha256.Size]byte(rest[16:]),
 		ReuseUntil: notBefore.Add(24 * time.Hour),
 	}, nil
 }
