@@ -122,13 +122,15 @@ func (g *grown) fill(s *stack.Stack, rows int64) error {
 	if err != nil {
 		return err
 	}
-	if missing := rows - stored(result); missing > 0 {
+	g.Rows = max(1, stored(result))
+	if missing := rows - g.Rows; missing > 0 {
 		fmt.Printf("filling the ledger with %d certificates\n", missing)
 		if result, err = fillWith(s, missing); err != nil {
 			return err
 		}
+		g.Rows = rows // the database's estimate lags behind
 	}
-	g.Rows, g.Storage = stored(result), result.Storage
+	g.Storage = result.Storage
 	return nil
 }
 
@@ -174,7 +176,7 @@ func (g *grown) print() {
 		if t.Rows < g.Rows/10 {
 			continue
 		}
-		each := func(bytes int64) float64 { return float64(bytes) / float64(t.Rows) }
+		each := func(bytes int64) float64 { return float64(bytes) / float64(g.Rows) }
 		fmt.Printf("  %s: %.0f octets each", t.Table, each(t.Total()))
 		fmt.Printf(", of them rows %.0f", each(t.Bytes))
 		for _, i := range t.Indexes {
@@ -187,8 +189,8 @@ func (g *grown) print() {
 // octets is what a certificate takes with its indexes.
 func (g *grown) octets() float64 {
 	for _, t := range g.Storage {
-		if t.Table == "certificates" && t.Rows > 0 {
-			return float64(t.Total()) / float64(t.Rows)
+		if t.Table == "certificates" {
+			return float64(t.Total()) / float64(g.Rows)
 		}
 	}
 	return 0
