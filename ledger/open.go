@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"strings"
@@ -17,10 +16,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/certmill/certmill/internal/config"
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger/migrations"
 )
 
@@ -55,15 +54,7 @@ type Deps struct {
 }
 
 func (d Deps) withDefaults() Deps {
-	if d.Log == nil {
-		d.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
-	}
-	if d.Tracer == nil {
-		d.Tracer = noop.NewTracerProvider().Tracer("")
-	}
-	if d.Now == nil {
-		d.Now = time.Now
-	}
+	telemetry.Fill(&d.Log, nil, &d.Tracer, &d.Now)
 	return d
 }
 

@@ -14,6 +14,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/certmill/certmill/internal/telemetry"
 )
 
 // Deps are the parts that a Responder works with; all may be nil.
@@ -26,15 +28,7 @@ type Deps struct {
 }
 
 func (d Deps) withDefaults() Deps {
-	if d.Log == nil {
-		d.Log = slog.New(slog.DiscardHandler)
-	}
-	if d.Registry == nil {
-		d.Registry = prometheus.NewRegistry()
-	}
-	if d.Now == nil {
-		d.Now = time.Now
-	}
+	telemetry.Fill(&d.Log, &d.Registry, nil, &d.Now)
 	return d
 }
 

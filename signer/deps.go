@@ -9,10 +9,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.opentelemetry.io/otel/trace"
-	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/signer/hsm"
 )
@@ -26,18 +26,7 @@ type Deps struct {
 }
 
 func (d Deps) withDefaults() Deps {
-	if d.Log == nil {
-		d.Log = slog.New(slog.DiscardHandler)
-	}
-	if d.Registry == nil {
-		d.Registry = prometheus.NewRegistry()
-	}
-	if d.Tracer == nil {
-		d.Tracer = noop.NewTracerProvider().Tracer("")
-	}
-	if d.Now == nil {
-		d.Now = time.Now
-	}
+	telemetry.Fill(&d.Log, &d.Registry, &d.Tracer, &d.Now)
 	return d
 }
 

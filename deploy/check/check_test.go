@@ -50,6 +50,7 @@ func TestHelmLint(t *testing.T) {
 var variants = [][]string{
 	nil,
 	{"--set", "keda.enabled=true"},
+	{"-f", "../regions/values-eu.yaml"},
 	{"--set", "networkPolicy.enabled=false,migrate.enabled=false"},
 	{"--set-json", `hsm.network=[{"cidr":"10.0.9.0/24","ports":[1792]}]`, "--set-json", `hsm.volumes=[{"name":"module","hostPath":{"path":"/opt/hsm"}}]`,
 		"--set-json", `hsm.volumeMounts=[{"name":"module","mountPath":"/opt/hsm","readOnly":true}]`, "--set", "hsm.sessions=16,priorityClassName=system-cluster-critical"},
@@ -242,7 +243,7 @@ func tail(s string) string { return s[max(0, len(s)-1500):] }
 
 // What compose and the chart mount and what the units start must be there.
 func TestTheConfigurationFilesExist(t *testing.T) {
-	for _, name := range []string{"gateway.yaml", "signer.yaml", "presigner.yaml", "responder.yaml", "ledger.yaml", "softhsm2.conf", "nats.conf", "redis.conf"} {
+	for _, name := range []string{"gateway.yaml", "signer.yaml", "presigner.yaml", "responder.yaml", "ledger.yaml", "softhsm2.conf", "nats.conf", "nats-region.conf", "nats-region-joined.conf", "redis.conf"} {
 		if _, err := os.Stat(filepath.Join("../config", name)); errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}

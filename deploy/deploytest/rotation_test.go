@@ -26,6 +26,7 @@ import (
 // certificates and for OCSP answers: none of them is left without, and what was before
 // the rotation is worth nothing after it.
 func rotation(t *testing.T, s *Stack) {
+	long(t)
 	before := filepath.Join(t.TempDir(), "before")
 	if err := os.CopyFS(before, os.DirFS(s.Secrets())); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,14 @@ import (
 	"golang.org/x/crypto/ocsp"
 )
 
+// long skips what `make test` has no time for; `make deploy-check` runs it.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("CERTMILL_DEPLOY_LONG") == "" {
+		t.Skip("CERTMILL_DEPLOY_LONG is not set: `make deploy-check` runs this")
+	}
+}
+
 // binaries are what the tests run: CERTMILL_BIN or one that is built, and nats-server.
 var binaries Options
 

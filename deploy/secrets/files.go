@@ -19,6 +19,7 @@ const (
 	pinFile      = "token.pin"      // the HSM token's user PIN
 	soPINFile    = "token.so-pin"   // its security officer's PIN
 	usersFile    = "users.conf"     // of NATS: its users and their rights
+	leafFile     = "leaf.conf"      // of NATS: by which user it connects to another region's
 	aclFile      = "users.acl"      // of Redis: its users and their rights
 	authFile     = "auth.conf"      // of Redis: how a replica proves itself
 )

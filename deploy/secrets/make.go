@@ -209,6 +209,9 @@ func filesOf(p part, used generation, s shared) (map[string]string, error) {
 	switch p.name {
 	case "nats":
 		files[usersFile] = s.natsUsers
+		// NATS takes this seed from its configuration alone.
+		files[leafFile] = "nkey: " + strings.TrimSpace(files[seedFile]) + "\n"
+		delete(files, seedFile)
 	case "redis":
 		files[aclFile], files[authFile] = s.redisUsers, s.redisAuth
 	}

@@ -46,10 +46,13 @@ func natsRights(s Spec, part string) rights {
 			"CONSUMER.CREATE."+queue.EventsStream+".>", "CONSUMER.DURABLE.CREATE."+queue.EventsStream+".*",
 			"CONSUMER.MSG.NEXT."+queue.EventsStream+".*")
 		r.publish = append(r.publish, acks(queue.EventsStream)...)
+	case "nats": // between regions: events, and nothing else
+		r.publish = []string{queue.IssuedSubject("*"), queue.RevokedSubject("*")}
+		r.subscribe = r.publish
 	case "viewer":
 		api("INFO", "STREAM.INFO.*", "STREAM.NAMES", "STREAM.LIST", "CONSUMER.INFO.*.*", "CONSUMER.NAMES.*", "CONSUMER.LIST.*")
 	}
-	if part != "viewer" {
+	if part != "viewer" && part != "nats" {
 		r.publish = append(r.publish, queue.PresenceSubject(part))
 	}
 	if part == "presigner" { // it brings on what responders have left in Redis

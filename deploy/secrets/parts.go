@@ -46,7 +46,8 @@ var parts = []part{
 	{name: "viewer", user: userViewer, nats: true, redis: "viewer"},
 	// root makes the ledger's users and databases, once. CockroachDB knows it by this name.
 	{name: "root", user: "root"},
-	{name: "nats", user: "certmill-nats", hosts: func(s Spec) []string { return namesOf(s.Hosts.NATS) }},
+	// nats is a user of itself too: of a region's cluster by which another region's is joined.
+	{name: "nats", user: "certmill-nats", nats: true, hosts: func(s Spec) []string { return namesOf(s.Hosts.NATS) }},
 	{name: "redis", user: "certmill-redis", hosts: func(s Spec) []string { return namesOf(s.Hosts.Redis) }},
 	// CockroachDB's nodes must be called "node".
 	{name: "ledger", user: "node", hosts: func(s Spec) []string { return namesOf(s.Hosts.Ledger) }},

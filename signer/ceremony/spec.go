@@ -23,6 +23,7 @@ import (
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
 	"github.com/certmill/certmill/signer/hsm"
 )
@@ -327,11 +328,6 @@ type Deps struct {
 }
 
 func (d Deps) withDefaults() Deps {
-	if d.Log == nil {
-		d.Log = slog.New(slog.DiscardHandler)
-	}
-	if d.Now == nil {
-		d.Now = time.Now
-	}
+	telemetry.Fill(&d.Log, nil, nil, &d.Now)
 	return d
 }
