@@ -37,7 +37,7 @@ func (s *service) newIssued(requestID string, r *queuev1.SignResult, i *issuer, 
 		return nil, err
 	}
 	return &issued{
-		requestID: requestID, serial: n, result: r, leaf: l, issuer: i, request: request,
+		requestID: requestID, serial: n, result: r, leaf: l, issuer: s.chainFor(request.Profile, i), request: request,
 		renewAt: s.advise(&renewable{
 			serial: n, issuer: i, profile: request.Profile, caller: request.Caller.ID, names: l.names, notBefore: l.notBefore, notAfter: l.notAfter,
 		}).at,

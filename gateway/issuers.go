@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/ledger"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
@@ -25,6 +26,8 @@ type issuer struct {
 	// chain is the issuer and what stands between it and its root, without the root.
 	chain    [][]byte
 	chainPEM string
+	// links are the issuer and what stands above it, the root too.
+	links []*x509.Certificate
 }
 
 // issuerSet is a snapshot of the ledger's issuers. It is immutable.
@@ -213,17 +216,50 @@ func newIssuer(row ledger.Issuer) (*issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &issuer{Issuer: row, cert: cert}
+	i := &issuer{Issuer: row, cert: cert, links: []*x509.Certificate{cert}}
+	for _, der := range row.Chain {
+		above, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("its chain: %w", err)
+		}
+		i.links = append(i.links, above)
+	}
 	if len(row.Chain) > 0 {
 		i.chain = append(i.chain, row.DER)
 		i.chain = append(i.chain, row.Chain[:len(row.Chain)-1]...)
 	}
+	i.chainPEM = pemsOf(i.chain)
+	return i, nil
+}
+
+func pemsOf(ders [][]byte) string {
 	var b bytes.Buffer
-	for _, der := range i.chain {
+	for _, der := range ders {
 		_ = pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der}) // a buffer never fails
 	}
-	i.chainPEM = b.String()
-	return i, nil
+	return b.String()
+}
+
+// crossed returns the issuer with the chain that a profile has delivered: with the
+// cross-certificates that it asks for.
+func (i *issuer) crossed(p *profile.Profile, now time.Time) *issuer {
+	cross := p.CrossFor(i.links, now)
+	if len(cross) == 0 {
+		return i
+	}
+	out := *i
+	out.chain = append(slices.Clone(i.chain), cross...)
+	out.chainPEM += pemsOf(cross)
+	return &out
+}
+
+// chainFor is crossed by the profile's name; one that has gone asks for nothing.
+func (s *service) chainFor(profileName string, i *issuer) *issuer {
+	p, err := s.profiles.Get(profileName)
+	if err != nil {
+		return i
+	}
+	return i.crossed(p, s.now())
 }
 
 // over reports whether the generation is of no use to anybody any more.

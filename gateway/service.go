@@ -129,6 +129,7 @@ func (s *service) getCertificate(ctx context.Context, c *Caller, r *certmillv1.G
 	if err != nil {
 		return nil, err
 	}
+	i = s.chainFor(cert.Profile, i)
 	m := s.storedCertificate(&cert, i)
 	m.Chain = i.chain
 	m.Pem = pemChain(cert.DER, i)

@@ -89,6 +89,7 @@ func (p *Profile) compile() error {
 		f.add("name", "%q is not 1–63 of a–z, 0–9 and \"-\"", p.Name)
 	}
 	p.compileIssuers(&f)
+	p.compileCross(&f)
 	if len(p.KeyTypes) == 0 {
 		f.add("key_types", "at least one is needed of %q", csr.KeyTypes)
 	}

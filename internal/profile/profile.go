@@ -2,6 +2,7 @@ package profile
 
 import (
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"net/netip"
@@ -17,6 +18,7 @@ type Profile struct {
 	Version string
 
 	issuers    []WeightedIssuer // Issuer or Issuers
+	cross      []*x509.Certificate
 	callers    []callerMatch
 	commonName []glob
 	dns        kind[dnsPattern]

@@ -55,6 +55,10 @@ type Spec struct {
 	// IssuersURL is where the issuer's certificate can be fetched (AIA caIssuers). {issuer}
 	// becomes the issuer's name and generation; with several issuers it is needed.
 	IssuersURL string `yaml:"issuers_url" json:"issuers_url"`
+	// CrossCertificates are certificates in PEM for the keys of the profile's issuers, or of
+	// their roots, by other CAs, as "certmill ca init" makes them. They are delivered behind
+	// the chain of what those issue, so that who trusts the other CA alone gets to it too.
+	CrossCertificates string `yaml:"cross_certificates" json:"cross_certificates,omitempty"`
 	// ExtraExtensions are put into every certificate as they stand here.
 	ExtraExtensions []Extension `yaml:"extra_extensions" json:"extra_extensions"`
 	// RequiredMetadata lists what a request must bring: owner, service, environment.
