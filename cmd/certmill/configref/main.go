@@ -63,18 +63,23 @@ func reference() ([]byte, error) {
 	r.out.WriteString(preface)
 	for _, role := range roles.All() {
 		heading := fmt.Sprintf("%s\n\n%s Environment: `%s…`.", role.Command, role.Summary, config.EnvPrefix(role.Name))
-		if err := r.section(heading, role.Defaults); err != nil {
+		if err := r.section(heading, role.Defaults, role.Elements); err != nil {
 			return nil, err
 		}
 	}
-	if err := r.section(profiles, profile.Spec{}); err != nil {
+	if err := r.section(profiles, profile.Spec{}, nil); err != nil {
 		return nil, err
 	}
 	return r.out.Bytes(), nil
 }
 
-// section writes one struct as a YAML file with its comments.
-func (r *renderer) section(heading string, defaults any) error {
+// section writes one struct as a YAML file with its comments. elements are the defaults of
+// structs in its lists.
+func (r *renderer) section(heading string, defaults any, elements []any) error {
+	r.elements = map[reflect.Type]any{}
+	for _, e := range elements {
+		r.elements[reflect.TypeOf(e)] = e
+	}
 	fmt.Fprintf(&r.out, "\n## %s\n\n```yaml\n", heading)
 	if err := r.fields(addressable(defaults), "", ""); err != nil {
 		return fmt.Errorf("%T: %w", defaults, err)
@@ -92,6 +97,7 @@ func addressable(v any) reflect.Value {
 
 type renderer struct {
 	comments *comments
+	elements map[reflect.Type]any // the defaults of structs in lists
 	out      bytes.Buffer
 }
 
@@ -127,11 +133,16 @@ func (r *renderer) fields(v reflect.Value, indent, mark string) error {
 	return nil
 }
 
-// element writes what one element of a list of structs looks like, as comments.
+// element writes what one element of a list of structs looks like with its defaults, as
+// comments.
 func (r *renderer) element(t reflect.Type, in, mark string) error {
 	if t.Kind() != reflect.Slice || t.Elem().Kind() != reflect.Struct {
 		return nil
 	}
 	fmt.Fprintf(&r.out, "%s%s# each element:\n", mark, in)
-	return r.fields(reflect.New(t.Elem()).Elem(), in+"  ", mark+"# ")
+	element := reflect.New(t.Elem()).Elem()
+	if d, ok := r.elements[t.Elem()]; ok {
+		element = addressable(d)
+	}
+	return r.fields(element, in+"  ", mark+"# ")
 }

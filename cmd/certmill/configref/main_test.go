@@ -23,6 +23,19 @@ func TestTheCheckedInReferenceIsTheGeneratedOne(t *testing.T) {
 	}
 }
 
+// What an element of a list leaves out is not zero, and the reference must not say so.
+func TestElementsOfListsStandWithTheirDefaults(t *testing.T) {
+	text, err := reference()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"#   session_keys: true", "#   sessions: 4", "#     api_timeout: 5s", "#     clock_skew: 30s"} {
+		if !bytes.Contains(text, []byte("\n"+want+"\n")) {
+			t.Errorf("the reference lacks %q", want)
+		}
+	}
+}
+
 // Two keys with one environment variable could not be told apart.
 func TestEveryKeyHasACommentOrSharesOneAndAVariableOfItsOwn(t *testing.T) {
 	root, err := moduleRoot()

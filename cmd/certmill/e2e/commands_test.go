@@ -15,6 +15,8 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/certmill/certmill/internal/testenv"
 )
 
 // TestAFailedStepIsNamed gives the start a database that is not there.
@@ -41,9 +43,7 @@ func TestOthersVerifyTheChain(t *testing.T) {
 			if out := tool(t, "openssl", "verify", "-x509_strict", "-CAfile", s.file("root.pem"), "-untrusted", leaf, "-verify_hostname", "tools.test", leaf); !strings.Contains(out, ": OK") {
 				t.Error(out)
 			}
-			if _, err := exec.LookPath("certtool"); err != nil && os.Getenv("CI") != "true" {
-				t.Skip("certtool is not installed: run `make test-deps`")
-			}
+			testenv.Program(t, "certtool", "gnutls-bin")
 			if out := tool(t, "certtool", "--verify", "--verify-hostname", "tools.test", "--load-ca-certificate", s.file("root.pem"), "--infile", leaf); !strings.Contains(out, "Chain verification output: Verified") {
 				t.Error(out)
 			}

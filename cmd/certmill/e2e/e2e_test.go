@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/cmd/certmill/client"
+	"github.com/certmill/certmill/internal/testenv"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
@@ -114,13 +115,8 @@ func dev(t *testing.T) *service {
 // requirePrograms skips where the servers are not installed, and fails there in CI.
 func requirePrograms(t *testing.T) {
 	t.Helper()
-	for _, program := range []string{"redis-server", "softhsm2-util", "openssl", "curl"} {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("%v; run `make test-deps`", err)
-			}
-			t.Skipf("%v; run `make test-deps`", err)
-		}
+	for program, pkg := range map[string]string{"redis-server": "redis-server", "softhsm2-util": "softhsm2", "openssl": "openssl", "curl": "curl"} {
+		testenv.Program(t, program, pkg)
 	}
 }
 
