@@ -148,13 +148,20 @@ func (b *statusBoard) crls(ctx context.Context) *certmillv1.CRLStatus {
 	}
 	m := &certmillv1.CRLStatus{Crls: int64(len(rows))}
 	var next, this time.Time
+	now, issuers := b.service.now(), b.service.issuers.current().byID
 	for _, r := range rows {
+		i := issuers[r.Issuer]
+		if i != nil && i.over(now) {
+			m.Crls-- // its end is that of its CRLs
+			continue
+		}
 		if r.Number == 0 {
 			m.Never++
 			continue
 		}
 		m.Entries += r.Entries
-		if next.IsZero() || r.NextUpdate.Before(next) {
+		// One that lasts as long as its issuer cannot be made anew to last longer.
+		if last := i != nil && !r.NextUpdate.Before(i.cert.NotAfter); !last && (next.IsZero() || r.NextUpdate.Before(next)) {
 			next = r.NextUpdate
 		}
 		if this.IsZero() || r.ThisUpdate.Before(this) {
@@ -162,7 +169,10 @@ func (b *statusBoard) crls(ctx context.Context) *certmillv1.CRLStatus {
 		}
 	}
 	if !next.IsZero() {
-		m.NearestNextUpdate, m.OldestThisUpdate = timestamppb.New(next), timestamppb.New(this)
+		m.NearestNextUpdate = timestamppb.New(next)
+	}
+	if !this.IsZero() {
+		m.OldestThisUpdate = timestamppb.New(this)
 	}
 	return m
 }

@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,25 +15,83 @@ import (
 )
 
 // Unexpired returns when one of the last certificates of a generation ends, revoked ones
-// too, or the zero time where all have expired. Where there is none it has read every
-// certificate that has not expired.
+// too, or the zero time where all have expired. It does not read the certificates of
+// others: serials begin with the time of expiry and the epoch, and an epoch is of one
+// issuer, so it steps from one epoch of the generation to the next within each day, month
+// or year of expiry. Of those under way it reads what the generation has in them.
 func (l *Ledger) Unexpired(ctx context.Context, issuer int32) (time.Time, error) {
+	epochs, err := l.epochsOf(ctx, issuer)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("reading the epochs of generation %d: %w", issuer, err)
+	}
 	now := l.now()
 	var last time.Time
-	// One range for each class of lifetime; serials begin with the time of expiry.
-	for _, r := range keyRanges(serial.Number{}, now, time.Time{}) {
-		var end time.Time
-		err := l.query(ctx, func() { end = time.Time{} }, func(rows pgx.Rows) error { return rows.Scan(&end) },
-			`SELECT not_after FROM certificates WHERE serial > $1 AND serial < $2 AND issuer = $3 AND not_after > $4
-			ORDER BY serial DESC LIMIT 1`, r.after[:], r.before[:], issuer, now)
+	for _, r := range keyRanges(serial.Number{}, now, time.Time{}) { // one for each class of lifetime
+		end, err := l.lastOf(ctx, epochs, r, now)
 		if err != nil {
 			return last, fmt.Errorf("looking for certificates of generation %d: %w", issuer, err)
 		}
 		if end.After(last) {
-			last = end.UTC()
+			last = end
 		}
 	}
 	return last, nil
+}
+
+// epochsOf returns the epochs of a generation, in order.
+func (l *Ledger) epochsOf(ctx context.Context, issuer int32) (epochs []uint32, err error) {
+	err = l.query(ctx, func() { epochs = nil }, func(rows pgx.Rows) error {
+		var id int32
+		err := rows.Scan(&id)
+		epochs = append(epochs, uint32(id))
+		return err
+	}, `SELECT id FROM signer_epochs WHERE issuer = $1 ORDER BY id`, issuer)
+	return epochs, err
+}
+
+// lastOf goes down a range of serials and returns the end of the first certificate of one
+// of the epochs that has not expired, or the zero time.
+func (l *Ledger) lastOf(ctx context.Context, epochs []uint32, r keyRange, now time.Time) (time.Time, error) {
+	for {
+		number, _, err := l.below(ctx, r, time.Time{})
+		if err != nil || number == (serial.Number{}) {
+			return time.Time{}, err
+		}
+		bucket := number.Bucket().First()
+		i, own := slices.BinarySearch(epochs, number.Epoch())
+		if own {
+			within := keyRange{bucket.WithEpoch(epochs[i]), r.before}
+			if bytes.Compare(r.after[:], within.after[:]) > 0 {
+				within.after = r.after
+			}
+			if _, end, err := l.below(ctx, within, now); err != nil || !end.IsZero() {
+				return end, err
+			}
+		}
+		// On below what was seen: with the next epoch of ours, or the bucket before.
+		if i == 0 {
+			r.before = bucket
+		} else if own {
+			r.before = bucket.WithEpoch(epochs[i])
+		} else {
+			r.before = bucket.WithEpoch(epochs[i-1] + 1)
+		}
+	}
+}
+
+// below returns the greatest serial of a range whose certificate ends after a time, with
+// its end; a zero serial where there is none.
+func (l *Ledger) below(ctx context.Context, r keyRange, after time.Time) (n serial.Number, end time.Time, err error) {
+	err = l.query(ctx, func() { n, end = serial.Number{}, time.Time{} }, func(rows pgx.Rows) error {
+		var raw []byte
+		err := rows.Scan(&raw, &end)
+		if err == nil {
+			n, err = serial.FromBytes(raw)
+		}
+		return err
+	}, `SELECT serial, not_after FROM certificates WHERE serial > $1 AND serial < $2 AND not_after > $3 ORDER BY serial DESC LIMIT 1`,
+		r.after[:], r.before[:], after)
+	return n, end.UTC(), err
 }
 
 // CloseIssuer ends a retired generation and takes its CRLs away. It is a Conflict where

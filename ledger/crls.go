@@ -23,8 +23,9 @@ type CRLSet struct {
 
 // CRL is the last CRL of one shard that was published; Number is 0 before the first.
 type CRL struct {
-	Set   int32
-	Shard int
+	Set    int32
+	Issuer int32 // the generation whose it is
+	Shard  int
 	// Number is the CRLNumber (RFC 5280 section 5.2.3). Numbers rise; some are never used.
 	Number int64
 	// Sequence is the Revocation.Sequence up to which it is complete.
@@ -83,7 +84,7 @@ func (l *Ledger) CRLs(ctx context.Context) ([]CRL, error) {
 		var c CRL
 		var this, next, scheduled *time.Time
 		var digest []byte
-		err := rows.Scan(&c.Set, &c.Shard, &c.Number, &c.Sequence, &this, &next, &scheduled, &c.Entries, &c.Bytes, &c.Chunks, &digest)
+		err := rows.Scan(&c.Set, &c.Issuer, &c.Shard, &c.Number, &c.Sequence, &this, &next, &scheduled, &c.Entries, &c.Bytes, &c.Chunks, &digest)
 		for _, t := range []struct {
 			from *time.Time
 			to   *time.Time
@@ -95,7 +96,8 @@ func (l *Ledger) CRLs(ctx context.Context) ([]CRL, error) {
 		copy(c.Digest[:], digest)
 		out = append(out, c)
 		return err
-	}, `SELECT crl_set, shard, number, seq, this_update, next_update, scheduled_at, entries, bytes, chunks, digest FROM crls ORDER BY crl_set, shard`)
+	}, `SELECT c.crl_set, s.issuer, c.shard, c.number, c.seq, c.this_update, c.next_update, c.scheduled_at, c.entries, c.bytes, c.chunks, c.digest
+		FROM crls c JOIN crl_sets s ON s.id = c.crl_set ORDER BY c.crl_set, c.shard`)
 	return out, err
 }
 

@@ -50,6 +50,8 @@ var grants = map[string]map[string][]right{
 		"audit": {read, add}, "audit_head": {read, change},
 		// An operator may take back what he has pulled forward.
 		"early_renewals": {read, add, remove},
+		// The status of the service tells of CRLs.
+		"crl_sets": {read}, "crls": {read},
 		// The maintenance, which is the owner, tells of itself.
 		"role_reports": {read},
 	},

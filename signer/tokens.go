@@ -43,6 +43,7 @@ func (s *Signer) missingTokens(retry []hsm.Config) []hsm.Config {
 		return retry
 	}
 	want := s.wantedTokens
+	s.openings.Keep(want)
 	retry = slices.DeleteFunc(slices.Clone(retry), func(c hsm.Config) bool { return !namesToken(want, c) })
 	for _, c := range want {
 		open := false

@@ -119,6 +119,15 @@ func (b Bucket) First() Number {
 	return n
 }
 
+// WithEpoch returns the least number of an epoch that sorts like n's bucket: between it
+// and that of the next epoch lie all the serials of the epoch in the bucket.
+func (n Number) WithEpoch(epoch uint32) Number {
+	var out Number
+	copy(out[:2], n[:2])
+	binary.BigEndian.PutUint32(out[2:], epoch)
+	return out
+}
+
 // New makes a serial for a certificate with these times, in this epoch, with 80
 // bits read from random (crypto/rand.Reader). Epoch 0 is refused: it stands for
 // "no epoch".

@@ -57,7 +57,7 @@ func crlSets(t *testing.T, e *env) {
 		t.Errorf("%+v, %v", sets, err)
 	}
 	crls, err := e.CRLs(t.Context())
-	if err != nil || len(crls) != 12 || crls[3] != (ledger.CRL{Set: s.ID, Shard: 3}) {
+	if err != nil || len(crls) != 12 || crls[3] != (ledger.CRL{Set: s.ID, Issuer: s.Issuer, Shard: 3}) {
 		t.Errorf("%d CRLs, %v", len(crls), err)
 	}
 }
@@ -106,7 +106,7 @@ func crlNumbers(t *testing.T, e *env) {
 	noError(t, err)
 	now := e.clock.Now().UTC().Truncate(time.Second)
 	want := ledger.CRL{
-		Set: s.ID, Number: fast.Number, Sequence: 7, ThisUpdate: now, NextUpdate: now.Add(time.Hour), Scheduled: now.Add(-time.Minute),
+		Set: s.ID, Issuer: s.Issuer, Number: fast.Number, Sequence: 7, ThisUpdate: now, NextUpdate: now.Add(time.Hour), Scheduled: now.Add(-time.Minute),
 		Entries: 3, Bytes: 999, Chunks: 2, Digest: [32]byte{1, 2},
 	}
 	for range 2 { // the second for a lost answer

@@ -15,6 +15,7 @@ import (
 var issuerTests = map[string]func(*testing.T, *env){
 	"one generation of a name is active":                             issuerGenerations,
 	"a generation is prepared, then active, retired, closed":         rollover,
+	"what a generation still has":                                    unexpired,
 	"a ledger that was restored":                                     restored,
 	"a drained signer":                                               drains,
 	"what a process without a broker says of itself":                 reports,
@@ -52,19 +53,75 @@ func issuerGenerations(t *testing.T, e *env) {
 	wantKind(t, err, problem.Invalid)
 }
 
+// epochOf begins an epoch of a generation.
+func (e *env) epochOf(t *testing.T, issuer int32) uint32 {
+	t.Helper()
+	id, err := e.StartEpoch(t.Context(), ledger.Epoch{Signer: "s", Issuer: issuer, Token: "t"})
+	noError(t, err)
+	return id
+}
+
+// entryOf is an entry with a serial of an epoch.
+func (e *env) entryOf(t *testing.T, epoch uint32, issuer int32, lifetime time.Duration) ledger.Entry {
+	t.Helper()
+	entry := e.entry(t, lifetime)
+	entry.Issuer = issuer
+	n, err := serial.New(rand.Reader, epoch, entry.NotBefore, entry.NotAfter)
+	noError(t, err)
+	entry.Serial = n
+	return entry
+}
+
+// unexpired compares Unexpired with what is there: epochs of three generations by turns,
+// certificates of every class of lifetime, and some epochs without any.
+func unexpired(t *testing.T, e *env) {
+	const day = 24 * time.Hour
+	lifetimes := []time.Duration{time.Hour, 3 * day, 20 * day, 200 * day, 500 * day, 900 * day}
+	var issuers []int32
+	for _, name := range []string{"a", "b", "c", "none"} {
+		id, err := e.PutIssuer(t.Context(), ledger.Issuer{Name: name, State: ledger.IssuerActive, DER: []byte(name)})
+		noError(t, err)
+		issuers = append(issuers, id)
+	}
+	all := map[int32][]time.Time{}
+	for i := range 18 {
+		issuer := issuers[i%3]
+		epoch := e.epochOf(t, issuer)
+		for k, life := range lifetimes {
+			if (i*7+k*5)%4 == 0 || issuer == issuers[1] && life > 30*day {
+				continue
+			}
+			entry := e.entryOf(t, epoch, issuer, life)
+			commitOne(t, e.Ledger, entry)
+			all[issuer] = append(all[issuer], entry.NotAfter)
+		}
+	}
+	for _, step := range []time.Duration{0, 2 * time.Hour, 4 * day, 25 * day, 180 * day, 400 * day, 400 * day} {
+		e.clock.advance(step)
+		for _, issuer := range issuers {
+			var latest time.Time
+			for _, end := range all[issuer] {
+				if end.After(e.clock.Now()) && end.After(latest) {
+					latest = end
+				}
+			}
+			got, err := e.Unexpired(t.Context(), issuer)
+			noError(t, err)
+			// All of one lifetime end within a second or two of each other here.
+			if got.IsZero() != latest.IsZero() || latest.Sub(got).Abs() > time.Minute {
+				t.Errorf("%s on, generation %d has certificates until %s, not %s", step, issuer, latest, got)
+			}
+		}
+	}
+}
+
 func restored(t *testing.T, e *env) {
 	if at, err := e.RestoredAt(t.Context()); err != nil || !at.IsZero() {
 		t.Errorf("restored at %v, %v", at, err)
 	}
 	issuer, err := e.PutIssuer(t.Context(), ledger.Issuer{Name: "main", State: ledger.IssuerActive, DER: []byte("one")})
 	noError(t, err)
-	epoch := func() uint32 {
-		t.Helper()
-		id, err := e.StartEpoch(t.Context(), ledger.Epoch{Signer: "s", Issuer: issuer, Token: "t"})
-		noError(t, err)
-		return id
-	}
-	last := epoch()
+	last := e.epochOf(t, issuer)
 	var times []time.Time
 	for range 2 {
 		done, err := e.Restored(t.Context(), "operator", 50)
@@ -75,7 +132,7 @@ func restored(t *testing.T, e *env) {
 		at, err := e.RestoredAt(t.Context())
 		noError(t, err)
 		times = append(times, at)
-		if next := epoch(); next <= done.LastLost {
+		if next := e.epochOf(t, issuer); next <= done.LastLost {
 			t.Errorf("epoch %d is given although %d is lost", next, done.LastLost)
 		} else {
 			last = next
@@ -143,8 +200,7 @@ func rollover(t *testing.T, e *env) {
 	old := generation(ledger.IssuerActive, "one", root)
 	next := generation(ledger.IssuerPrepared, "two", root)
 	states(ledger.IssuerRetired, ledger.IssuerActive, ledger.IssuerPrepared)
-	issued := e.entry(t, time.Hour)
-	issued.Issuer = old
+	issued := e.entryOf(t, e.epochOf(t, old), old, time.Hour)
 	commitOne(t, e.Ledger, issued)
 	_, err := e.PutCRLSet(t.Context(), ledger.CRLSet{Issuer: old, URL: "http://crl.test/old", Shards: 2})
 	noError(t, err)

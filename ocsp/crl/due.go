@@ -41,10 +41,12 @@ func (m *Maker) look(ctx context.Context) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	ends := m.living(issuers)
+	sets = slices.DeleteFunc(sets, func(s ledger.CRLSet) bool { return ends[s.Issuer].IsZero() })
 	if err := m.hear(ctx, sets, crls); err != nil {
 		return false, err
 	}
-	tasks := m.due(ctx, issuers, sets, crls)
+	tasks := m.due(ctx, issuers, ends, sets, crls)
 	limit := time.NewTimer(lookLimit)
 	defer limit.Stop()
 	for i := range tasks {
@@ -58,6 +60,23 @@ func (m *Maker) look(ctx context.Context) (more bool, err error) {
 		}
 	}
 	return false, wantErr
+}
+
+// living returns when the issuers end that have not yet: the end of an issuer is that of
+// its CRLs, closed or not.
+func (m *Maker) living(issuers []ledger.Issuer) map[int32]time.Time {
+	ends := map[int32]time.Time{}
+	for _, i := range issuers {
+		cert, err := x509.ParseCertificate(i.DER)
+		if err != nil {
+			m.deps.Log.Error("an issuer's certificate cannot be read", "issuer", i.Name, "generation", i.ID, "error", err)
+			continue
+		}
+		if m.deps.Now().Before(cert.NotAfter) {
+			ends[i.ID] = cert.NotAfter
+		}
+	}
+	return ends
 }
 
 // begin has a CRL made by a hand that it has taken.
@@ -189,7 +208,7 @@ func (m *Maker) note(sets []ledger.CRLSet, deltas deltas, r *ledger.Revocation, 
 
 // due returns the CRLs to make, the most urgent first: those that lack a revocation,
 // then by nextUpdate.
-func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.CRLSet, crls []ledger.CRL) []task {
+func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, ends map[int32]time.Time, sets []ledger.CRLSet, crls []ledger.CRL) []task {
 	byID := map[int32]ledger.Issuer{}
 	for _, i := range issuers {
 		byID[i.ID] = i
@@ -209,7 +228,7 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 	for _, c := range crls {
 		set, ok := setOf[c.Set]
 		if !ok {
-			continue // registered between the two reads
+			continue // registered between the two reads, or of an issuer that has expired
 		}
 		if deltas.ended[set.ID] {
 			continue
@@ -222,7 +241,8 @@ func (m *Maker) due(ctx context.Context, issuers []ledger.Issuer, sets []ledger.
 		}
 		s := shard{c.Set, c.Shard}
 		w := m.waiting[s]
-		if c.Number > 0 && (nearest.IsZero() || c.NextUpdate.Before(nearest)) {
+		// One that lasts as long as its issuer cannot be made anew to last longer.
+		if c.Number > 0 && c.NextUpdate.Before(ends[set.Issuer]) && (nearest.IsZero() || c.NextUpdate.Before(nearest)) {
 			nearest = c.NextUpdate
 		}
 		switch {
@@ -260,13 +280,12 @@ func (m *Maker) next(t *task) time.Time {
 	return t.crl.Scheduled.Add(m.cfg.Backdate + m.cfg.Interval - early)
 }
 
-// key finds an issuer's key once a look; nil where it is not here or the issuer has
-// expired, which ends its CRLs.
+// key finds an issuer's key once a look; nil where it is not here.
 func (m *Maker) key(ctx context.Context, keys map[int32]Key, issuer ledger.Issuer) Key {
 	if k, ok := keys[issuer.ID]; ok {
 		return k
 	}
-	k, err := m.findKey(ctx, issuer)
+	k, err := m.deps.Key(ctx, issuer)
 	said := ""
 	if err != nil {
 		k, said = nil, err.Error()
@@ -279,15 +298,4 @@ func (m *Maker) key(ctx context.Context, keys map[int32]Key, issuer ledger.Issue
 	}
 	keys[issuer.ID] = k
 	return k
-}
-
-func (m *Maker) findKey(ctx context.Context, issuer ledger.Issuer) (Key, error) {
-	cert, err := x509.ParseCertificate(issuer.DER)
-	if err != nil {
-		return nil, fmt.Errorf("parsing its certificate: %w", err)
-	}
-	if !m.deps.Now().Before(cert.NotAfter) {
-		return nil, fmt.Errorf("it expired at %s", cert.NotAfter.Format(time.RFC3339))
-	}
-	return m.deps.Key(ctx, issuer)
 }

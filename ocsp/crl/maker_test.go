@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/certmill/certmill/internal/crldp"
 	"github.com/certmill/certmill/internal/serial"
@@ -404,4 +405,34 @@ func (w *world) fill(n int) {
 	noError(w.t, err)
 	_, err = conn.Exec(w.t.Context(), `ANALYZE revocations`)
 	noError(w.t, err)
+}
+
+// An issuer that has expired and was not closed has CRLs that nobody can make anew: they
+// are no cause for an alarm, and nor are the last ones, which end with it.
+func TestTheCRLsOfAnIssuerThatExpiresRaiseNoAlarm(t *testing.T) {
+	w := newWorld(t)
+	m := w.maker()
+	w.look(m)
+	nearest := func() float64 { return testutil.ToFloat64(m.metrics.nearest) }
+	if at := nearest(); at <= float64(w.now().Unix()) {
+		t.Errorf("the earliest nextUpdate is %.0f", at)
+	}
+	w.ahead.Store(int64(w.ca.cert.NotAfter.Sub(time.Now()) - 10*time.Minute))
+	for _, c := range w.look(m) {
+		if !c.NextUpdate.Equal(w.ca.cert.NotAfter) {
+			t.Errorf("shard %d lasts until %s, its issuer until %s", c.Shard, c.NextUpdate, w.ca.cert.NotAfter)
+		}
+	}
+	w.look(m) // that sees what was made
+	if at := nearest(); at != 0 {
+		t.Errorf("CRLs that end with their issuer: the earliest nextUpdate is %.0f", at)
+	}
+	last := w.look(m)
+	w.ahead.Add(int64(time.Hour))
+	if after := w.look(m); !slices.Equal(after, last) {
+		t.Errorf("CRLs of an issuer that has expired were made: %+v", after)
+	}
+	if at := nearest(); at != 0 {
+		t.Errorf("CRLs of an issuer that has expired: the earliest nextUpdate is %.0f", at)
+	}
 }

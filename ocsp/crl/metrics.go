@@ -28,7 +28,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		entries: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "certmill_crl_entries", Help: "Entries of the CRLs made.", Buckets: prometheus.ExponentialBuckets(1, 10, 8)}),
 		nearest: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "certmill_crl_nearest_next_update_timestamp_seconds", Help: "The earliest nextUpdate of all CRLs; alarm when it is near."}),
+			Name: "certmill_crl_nearest_next_update_timestamp_seconds", Help: "The earliest nextUpdate of all CRLs that could be made anew, those that end with their issuer left out; 0 where there is none; alarm when it is near."}),
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "certmill_crl_waiting", Help: "CRLs that lack a revocation which the ledger has."}),
 	}
@@ -37,9 +37,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 }
 
 func (m *metrics) look(nearest time.Time, waiting int) {
+	at := int64(0)
 	if !nearest.IsZero() {
-		m.nearest.Set(float64(nearest.Unix()))
+		at = nearest.Unix()
 	}
+	m.nearest.Set(float64(at))
 	m.waiting.Set(float64(waiting))
 }
 

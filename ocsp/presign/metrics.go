@@ -76,7 +76,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		eventSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "certmill_presign_event_seconds", Help: "From an event in the stream to its answers in Redis.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60}}, []string{"event"}),
 		sweepExamined: gauge("sweep_examined", "Certificates that the sweep under way has compared."),
-		sweepTotal:    gauge("sweep_total", "Certificates that the last whole sweep has compared; 0 before the first."),
+		sweepTotal:    gauge("last_sweep_certificates", "Certificates that the last whole sweep has compared; 0 before the first."),
 		sweepRunning:  gauge("sweep_running", "1 while a sweep is under way."),
 		sweepLeft:     gauge("sweep_left_seconds", "Estimate of the time until the sweep under way ends; 0 where there is none."),
 		sweepLast:     gauge("sweep_last_end_timestamp_seconds", "When the last whole sweep ended."),

@@ -81,6 +81,22 @@ func (o *Openings) note(cfg Config, err error) {
 	o.unopened.WithLabelValues(name).Set(1)
 }
 
+// Keep forgets the tokens that could not be opened and are not in the list: they are not
+// wanted any more.
+func (o *Openings) Keep(wanted []Config) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for cfg, f := range o.failed {
+		if !slices.Contains(wanted, cfg) {
+			delete(o.failed, cfg)
+			o.unopened.DeleteLabelValues(f.name)
+		}
+	}
+	for _, f := range o.failed { // one of the same name may be wanted
+		o.unopened.WithLabelValues(f.name).Set(1)
+	}
+}
+
 // Unopened describes the tokens that could not be opened, by name: down where they are
 // tried again, failed where an operator must look.
 func (o *Openings) Unopened() (all []*certmillv1.TokenStatus) {

@@ -50,6 +50,11 @@ func TestTokensThatCouldNotBeOpenedAreShown(t *testing.T) {
 		t.Errorf("certmill_hsm_unopened is %g", got)
 	}
 
+	o.Keep([]Config{cfg})
+	if all := o.Unopened(); len(all) != 1 || all[0].Name != soft.TokenLabel {
+		t.Errorf("after a token was taken out of the configuration: %v", all)
+	}
+
 	next := NewOpenings(Deps{}) // a restart
 	token, err := next.Open(t.Context(), cfg)
 	if err != nil {
