@@ -64,6 +64,10 @@ type Config struct {
 	ShutdownDelay time.Duration `yaml:"shutdown_delay"`
 	// Redis is where the answers are.
 	Redis config.Redis `yaml:"redis"`
+	// ReportTo lists the addresses of a Redis that can be written, in place of
+	// redis.addresses where those are replicas: a responder leaves word there of how it is,
+	// for `certmill status`, and nothing else. User, TLS and master_name are those of redis.
+	ReportTo []string `yaml:"report_to"`
 	// Telemetry is what the responder tells of itself.
 	Telemetry config.Telemetry `yaml:"telemetry"`
 }
@@ -91,6 +95,15 @@ var namespaceForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,32}$`)
 // ValidNamespace reports whether s can be the first part of keys in Redis: 1–32
 // letters, digits, ".", "_" and "-".
 func ValidNamespace(s string) bool { return namespaceForm.MatchString(s) }
+
+// reports says where the responder leaves word of itself.
+func (c *Config) reports() config.Redis {
+	to := c.Redis
+	if len(c.ReportTo) > 0 {
+		to.Addresses, to.PoolSize = c.ReportTo, 1
+	}
+	return to
+}
 
 // Validate reports everything that is wrong, with the keys' names. It opens no file.
 func (c Config) Validate() error {
@@ -127,6 +140,10 @@ func (c Config) Validate() error {
 		{"shutdown_delay", c.ShutdownDelay, 0, time.Minute},
 	} {
 		require(d.v >= d.min && d.v <= d.max, "%s must be %s to %s", d.key, d.min, d.max)
+	}
+	for _, address := range c.ReportTo {
+		_, _, err := net.SplitHostPort(address)
+		require(err == nil, "report_to: %q is not host:port", address)
 	}
 	return errors.Join(append(errs, ValidateRedis(c.Redis))...)
 }

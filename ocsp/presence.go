@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/certmill/certmill/internal/presence"
@@ -20,9 +21,13 @@ const (
 
 // report leaves word of this responder in Redis until ctx ends: it has no other way
 // to those who want to know.
-func (r *Responder) report(ctx context.Context) {
+func (r *Responder) report(ctx context.Context, to *Store) {
 	reporter := presence.NewReporter(presence.Responder, "", r.describe)
-	reporter.Run(ctx, r.store.PutReport, func(err error) {
+	reporter.Run(ctx, to.PutReport, func(err error) {
+		if redis.HasErrorPrefix(err, "READONLY") {
+			r.deps.Log.Warn("the status of the service lacks this responder: its Redis is a replica; name the primary in report_to", "error", err)
+			return
+		}
 		r.deps.Log.Debug("this responder cannot report", "error", err)
 	})
 }

@@ -78,6 +78,11 @@ func (r *Responder) Run(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = store.Close() }()
+	reports, err := OpenStore(r.cfg.reports(), r.cfg.Namespace)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = reports.Close() }()
 	r.store, r.fetch.store, r.crls.store = store, store, store
 
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", r.cfg.Listen)
@@ -93,7 +98,7 @@ func (r *Responder) Run(ctx context.Context) error {
 		helpers.Go(func() error { r.fetch.run(background); return nil })
 	}
 	helpers.Go(func() error { (&follower{r: r}).run(background); return nil })
-	helpers.Go(func() error { r.report(background); return nil })
+	helpers.Go(func() error { r.report(background, reports); return nil })
 	r.deps.Log.Info("ocsp responder listens", "address", listener.Addr().String())
 
 	err = r.serve(ctx, listener)
