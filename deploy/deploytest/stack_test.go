@@ -3,9 +3,11 @@ package deploytest
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -56,6 +58,7 @@ func TestMain(m *testing.M) {
 func TestTheComposeStackServesWithTLSAndAUserForEachRole(t *testing.T) {
 	s := Start(t, binaries)
 	t.Run("a certificate is issued, good, and revoked", func(t *testing.T) { oneLife(t, s) })
+	t.Run("everybody is in the status", func(t *testing.T) { everybodyIsThere(t, s) })
 	t.Run("NATS", func(t *testing.T) { natsRights(t, s) })
 	t.Run("Redis", func(t *testing.T) { redisRights(t, s) })
 	t.Run("ledger", func(t *testing.T) { ledgerRights(t, s) })
@@ -63,6 +66,34 @@ func TestTheComposeStackServesWithTLSAndAUserForEachRole(t *testing.T) {
 	t.Run("rotation", func(t *testing.T) { rotation(t, s) })
 	t.Run("no role lacks a right", func(t *testing.T) { noRoleLacksARight(t, s) })
 	t.Run("no secret is in an argument", func(t *testing.T) { noSecretInArguments(t, s) })
+}
+
+// everybodyIsThere finds every role's processes in the status, the responder among them
+// that reads a replica.
+func everybodyIsThere(t *testing.T, s *Stack) {
+	want := map[string]int{"gateway": 2, "signer": 2, "presigner": 1, "responder": 2}
+	var last string
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		// Its exit code speaks of the service; this is about who is in it.
+		out, _ := s.Run("gateway-1", append([]string{"status", "-o", "json"}, s.Client("gateway-1")...)...)
+		var status struct {
+			Roles []struct{ Role, State string }
+		}
+		last = out
+		if json.Unmarshal([]byte(out), &status) != nil {
+			continue
+		}
+		ready := map[string]int{}
+		for _, r := range status.Roles {
+			if r.State == "ready" && want[r.Role] > 0 {
+				ready[r.Role]++
+			}
+		}
+		if maps.Equal(ready, want) {
+			return
+		}
+	}
+	t.Errorf("not all of %v are ready in the status:\n%s", want, last)
 }
 
 // oneLife follows one certificate from its CSR to its revocation at both responders.
