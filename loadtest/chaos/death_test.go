@@ -87,6 +87,15 @@ func (d *deaths) at(t *testing.T, point string) {
 	if lost > 0 {
 		t.Errorf("%s: %d of %d operations got nothing", point, lost, ops)
 	}
+	// Its successor first: until then the epoch of the dead looks like one that runs.
+	if err := d.stack.await(t.Context(), "the successor of "+victim, func() error {
+		if n.process() == doomed {
+			return errNotYet
+		}
+		return n.ready(t.Context())
+	}); err != nil {
+		t.Fatal(err)
+	}
 	account, strays := "none", 0
 	if victim == "signer-1" {
 		account, strays = "closed", d.closed(t, point, victim)
