@@ -51,6 +51,11 @@ type Ledger interface {
 	// FailOrder ends an order that has no certificate and reports whether it did; from
 	// then on none can be committed for it.
 	FailOrder(ctx context.Context, id string, failure []byte) (failed bool, err error)
+	// OrderDeaths returns how many signers have died at each of the orders.
+	OrderDeaths(ctx context.Context, ids []string) (map[string]int, error)
+	// BeginOrder and EndOrder frame the work on an order, so that a death between shows.
+	BeginOrder(ctx context.Context, id string) error
+	EndOrder(ctx context.Context, id string) error
 	// ClockSkew returns our clock less the database's.
 	ClockSkew(ctx context.Context) (time.Duration, error)
 	// RestoredAt returns when the ledger was last restored from a backup.

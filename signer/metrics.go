@@ -9,10 +9,11 @@ import (
 )
 
 type metrics struct {
-	requests                                             *prometheus.CounterVec
-	messages, pulls, replies, lookups, retries, refused  prometheus.Counter
-	expired, forged, poison, eventsDropped, ordersFailed prometheus.Counter
-	queueWait, prepare, sign, commit                     prometheus.Histogram
+	requests                                            *prometheus.CounterVec
+	messages, pulls, replies, lookups, retries, refused prometheus.Counter
+	expired, forged, poison, eventsDropped              prometheus.Counter
+	ordersFailed, ordersPoisonous                       prometheus.Counter
+	queueWait, prepare, sign, commit                    prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer, s *Signer) *metrics {
@@ -30,21 +31,22 @@ func newMetrics(reg prometheus.Registerer, s *Signer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "certmill_signer_requests_total",
 			Help: "Requests ended, by kind (ok or the kind of failure), issuer and profile."}, []string{"kind", "issuer", "profile"}),
-		messages:      counter("messages_total", "Messages taken from the queue."),
-		pulls:         counter("pulls_total", "Messages asked for."),
-		replies:       counter("replies_total", "Reply messages written."),
-		lookups:       counter("lookups_total", "Requests looked for in the ledger before they were signed."),
-		retries:       counter("hsm_retries_total", "Signatures tried a second time."),
-		refused:       counter("refused_by_profile_total", "Requests that a gateway let through and the profile does not."),
-		expired:       counter("expired_total", "Messages and requests dropped since their callers had gone."),
-		forged:        counter("forged_total", "Messages refused: not made by a gateway of ours, or not for their subject."),
-		poison:        counter("poison_total", "Requests that made the signer panic; each was contained."),
-		ordersFailed:  counter("orders_failed_total", "Orders ended with a failure; each is logged."),
-		eventsDropped: counter("events_dropped_total", "Certificates not announced to presigners at once; their sweep finds them."),
-		queueWait:     seconds("queue_wait_seconds", "From the broker's receipt of a request to the start of its work."),
-		prepare:       seconds("prepare_seconds", "Profile check, serial, TBS and lint."),
-		sign:          seconds("sign_seconds", "Wait for a session, signature, and its check."),
-		commit:        seconds("commit_seconds", "Group commit, wait included."),
+		messages:        counter("messages_total", "Messages taken from the queue."),
+		pulls:           counter("pulls_total", "Messages asked for."),
+		replies:         counter("replies_total", "Reply messages written."),
+		lookups:         counter("lookups_total", "Requests looked for in the ledger before they were signed."),
+		retries:         counter("hsm_retries_total", "Signatures tried a second time."),
+		refused:         counter("refused_by_profile_total", "Requests that a gateway let through and the profile does not."),
+		expired:         counter("expired_total", "Messages and requests dropped since their callers had gone."),
+		forged:          counter("forged_total", "Messages refused: not made by a gateway of ours, or not for their subject."),
+		poison:          counter("poison_total", "Requests that made the signer panic; each was contained."),
+		ordersFailed:    counter("orders_failed_total", "Orders ended with a failure; each is logged."),
+		ordersPoisonous: counter("orders_poisonous_total", "Orders given up since signers died whenever they worked on them."),
+		eventsDropped:   counter("events_dropped_total", "Certificates not announced to presigners at once; their sweep finds them."),
+		queueWait:       seconds("queue_wait_seconds", "From the broker's receipt of a request to the start of its work."),
+		prepare:         seconds("prepare_seconds", "Profile check, serial, TBS and lint."),
+		sign:            seconds("sign_seconds", "Wait for a session, signature, and its check."),
+		commit:          seconds("commit_seconds", "Group commit, wait included."),
 	}
 	gauge := func(name, help string, value func() float64) {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "certmill_signer_" + name, Help: help}, value))

@@ -46,7 +46,9 @@ type Signer struct {
 	restored atomic.Pointer[time.Time]    // when the ledger was last restored, as first seen
 	skew     atomic.Int64                 // of our clock against the database's, nanoseconds
 	account  account                      // signatures that are not settled
-	writing  sync.WaitGroup               // replies and events
+	// oneSuspect is held by the suspect at work.
+	oneSuspect chan struct{}
+	writing    sync.WaitGroup // replies and events
 
 	mu      sync.Mutex // guards all below
 	lines   map[int32]*line
@@ -95,7 +97,7 @@ func newSigner(cfg Config, deps Deps) *Signer {
 	s := &Signer{
 		cfg: cfg, deps: deps, log: deps.Log, tracer: deps.Tracer, now: deps.Now,
 		gate: newGate(deps.Log), lines: map[int32]*line{}, configs: map[Token]hsm.Config{}, outboxes: map[string]*batcher[outcome]{},
-		deliveries: map[*delivery]struct{}{}, trouble: map[string]error{},
+		deliveries: map[*delivery]struct{}{}, oneSuspect: make(chan struct{}, 1), trouble: map[string]error{},
 	}
 	s.metrics = newMetrics(deps.Registry, s)
 	s.openings = hsm.NewOpenings(hsm.Deps{Log: s.log, Registry: deps.Registry, Tracer: s.tracer})

@@ -290,6 +290,49 @@ func TestAnOrderEndsInItsCertificateOrItsFailure(t *testing.T) {
 	}
 }
 
+// TestAnOrderAtWhichSignersDiedIsGivenUp leaves the marks of dead signers on orders, as a
+// kill does (the kill itself: TestReliability in loadtest/chaos).
+func TestAnOrderAtWhichSignersDiedIsGivenUp(t *testing.T) {
+	w := newWorld(t)
+	signer := w.start()
+	ctx := bounded(t)
+	marked := func(id string, deaths int) *queuev1.SignRequest {
+		r := w.request(id)
+		r.DeadlineUnixMs, r.Seen = 0, true
+		o, _, err := w.book.CreateOrder(ctx, ledger.Order{Caller: "mtls:test", RequestKey: ledger.RequestKey(r.RequestKey), CSR: [queue.DigestSize]byte(r.CsrSha256), RequestID: id, Request: []byte("r")})
+		w.check(err)
+		r.OrderId = o.ID
+		for range deaths {
+			w.check(w.book.BeginOrder(ctx, o.ID))
+		}
+		return r
+	}
+	deadly, unlucky, innocent := marked("ab", mostDeaths), marked("abc", mostDeaths-1), marked("abcd", 0)
+	w.send(queue.Batch, deadly, unlucky, innocent)
+	w.drained()
+	o, err := w.book.Order(ctx, deadly.OrderId)
+	w.check(err)
+	var f queuev1.Failure
+	w.check(proto.Unmarshal(o.Failure, &f))
+	if o.State != ledger.OrderFailed || f.Rule != "order_poisonous" || f.Detail == "" {
+		t.Errorf("the order at which signers died is %+v: %v", o, &f)
+	}
+	for _, r := range []*queuev1.SignRequest{unlucky, innocent} {
+		if o, err := w.book.Order(ctx, r.OrderId); err != nil || o.State != ledger.OrderIssued {
+			t.Errorf("an order beside it is %+v, %v", o, err)
+		}
+	}
+	deaths, err := w.book.OrderDeaths(ctx, []string{unlucky.OrderId, innocent.OrderId})
+	if err != nil || deaths[unlucky.OrderId] != mostDeaths-1 || deaths[innocent.OrderId] != 0 {
+		t.Errorf("marks are %v, %v: one that ended takes its own mark off, and no other", deaths, err)
+	}
+	for _, name := range []string{"certmill_signer_orders_poisonous_total", "certmill_signer_orders_failed_total"} {
+		if n := signer.value(name); n != 1 {
+			t.Errorf("%s is %v", name, n)
+		}
+	}
+}
+
 // troubled fails the first commits as a ledger does that is away.
 type troubled struct {
 	Committer

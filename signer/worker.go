@@ -36,6 +36,12 @@ func (l *line) serveKnown(d *delivery) {
 		found, err = l.s.book.Lookup(d.ctx, keys)
 		l.s.gate.note(err)
 	}
+	var suspects map[*queuev1.SignRequest]suspect
+	if err == nil {
+		suspects, err = l.suspects(d.ctx, d)
+		l.s.gate.note(err)
+	}
+	var inTurn []suspect
 	for _, r := range d.batch.Requests {
 		if !l.mayBeKnown(d, r, now) {
 			l.s.crew.begin(task{l, d, r})
@@ -53,8 +59,16 @@ func (l *line) serveKnown(d *delivery) {
 			l.s.announce(l, f.Certificate)
 			l.conclude(d, r, l.result(r, f.Certificate, true), nil)
 		default:
-			l.s.crew.begin(task{l, d, r})
+			if s, ok := suspects[r]; ok {
+				inTurn = append(inTurn, s)
+			} else {
+				l.s.crew.begin(task{l, d, r})
+			}
 		}
+	}
+	if len(inTurn) > 0 {
+		l.work.Add(1)
+		go l.serveSuspects(d, inTurn)
 	}
 }
 
@@ -139,6 +153,8 @@ func (w *walk) issue() (*queuev1.SignResult, error) {
 	if err != nil {
 		return nil, err
 	}
+
+	failpoint.HitOn(failpoint.SignerPoisoned, request.DNSNames...)
 
 	// Steps 2 and 3: prepare by the profile and sign. A token that fails is not the
 	// request's fault: one more try, on another token if there is one.

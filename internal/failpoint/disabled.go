@@ -7,3 +7,6 @@ const Enabled = false
 
 // Hit does nothing.
 func Hit(string) {}
+
+// HitOn does nothing.
+func HitOn(string, ...string) {}

@@ -19,7 +19,10 @@ const (
 	SignerReporting  = "signer-reporting"  // before the count of signatures is written
 )
 
-// All lists the points.
+// SignerPoisoned is passed with the names of a request that is about to be prepared.
+const SignerPoisoned = "signer-poisoned"
+
+// All lists the points that every request passes.
 var All = []string{
 	GatewayAccepted, GatewayOrdered, GatewayPublished, GatewayAnswered,
 	SignerTaken, SignerPrepared, SignerSigned, SignerCommitting, SignerCommitted, SignerReplying, SignerReplied, SignerReporting,

@@ -20,7 +20,8 @@ var orderTests = map[string]func(*testing.T, *env){
 	"stale orders go to one sweeper each":                            orderSweep,
 	"a key is free for a new order after its reuse time":             orderReuse,
 	"an order keeps the certificate made for it past the key's time": orderPastKey,
-	"unknown orders": orderUnknown,
+	"unknown orders":                                    orderUnknown,
+	"who dies at an order leaves a mark":                orderDeaths,
 	"a failure and a commit at one moment: one of them": orderRace,
 	"no certificate comes after a failure":              orderFailedForGood,
 	"a failure across a turn of the generations":        orderFailedAcrossTurn,
@@ -123,6 +124,21 @@ func orderFailed(t *testing.T, e *env) {
 	got, err = e.Order(t.Context(), i.ID)
 	if err != nil || got.State != ledger.OrderIssued || got.Failure != nil {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func orderDeaths(t *testing.T, e *env) {
+	a, b := newOrder(t, e, e.entry(t, time.Hour)), newOrder(t, e, e.entry(t, time.Hour))
+	for range 3 {
+		noError(t, e.BeginOrder(t.Context(), a.ID))
+		noError(t, e.BeginOrder(t.Context(), b.ID))
+		noError(t, e.EndOrder(t.Context(), b.ID))
+	}
+	noError(t, e.EndOrder(t.Context(), a.ID))
+	noError(t, e.EndOrder(t.Context(), b.ID)) // once too often
+	deaths, err := e.OrderDeaths(t.Context(), []string{a.ID, b.ID, "x", "3e7dd1ac-5dbc-4ff6-bc55-8a3f3cda1b63"})
+	if err != nil || !reflect.DeepEqual(deaths, map[string]int{a.ID: 2}) {
+		t.Errorf("%v, %v", deaths, err)
 	}
 }
 

@@ -12,8 +12,8 @@ var FS embed.FS
 // Version is the schema version that this program needs. Programs of the version before
 // work on it too. Files after it take away what only those still need: they wait until
 // all of them are gone (ledger.FinishMigration), or for the next Version.
-const Version = 10
+const Version = 12
 
 // ShortRows is the version from which on rows may be written without what their other
 // columns say.
-const ShortRows = 11
+const ShortRows = 13

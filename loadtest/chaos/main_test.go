@@ -39,6 +39,7 @@ func TestReliability(t *testing.T) {
 		test func(*testing.T, *drill)
 	}{
 		{"nothing is lost wherever a process dies", nothingIsLostWhereverAProcessDies},
+		{"a poisonous order is given up", aPoisonousOrderIsGivenUp},
 		{"a rolling restart fails no call", aRollingRestartFailsNoCall},
 		{"the ledger is restored by the runbook", theLedgerIsRestoredByTheRunbook},
 		{"one sick token of two stops nobody", oneSickTokenOfTwoStopsNobody},
