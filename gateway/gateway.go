@@ -58,6 +58,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	issuers.changed = func(set *issuerSet) { g.tls.setIssuers(set.certs) }
 	g.service = &service{
 		cfg: cfg, ledger: deps.Ledger, signer: deps.Signer, announcer: deps.Announcer, issuers: issuers,
+		writable: newWritable(deps.Ledger, deps.Log, cfg.Limits.RetryAfter, deps.Now),
 		early:    &earlyRenewals{source: deps.Ledger, log: deps.Log, every: cfg.IssuerRefresh},
 		inFlight: newLimiter("in_flight", cfg.Limits.MaxInFlight, cfg.Limits.RetryAfter),
 		renewing: newLimiter("renewals_in_flight", cfg.Limits.maxRenewals(), cfg.Limits.RetryAfter),
@@ -97,7 +98,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 }
 
 // Ready returns nil when the gateway can serve: profiles and issuers are loaded, the
-// ledger was reached lately, signers can be reached, and it is not shutting down.
+// ledger was reached lately and takes writes, signers can be reached, and it is not shutting down.
 func (g *Gateway) Ready() error {
 	select {
 	case <-g.listening:
@@ -113,6 +114,9 @@ func (g *Gateway) Ready() error {
 	}
 	if age := g.deps.Now().Sub(set.loaded); age > 3*g.cfg.IssuerRefresh+10*time.Second {
 		return fmt.Errorf("the ledger has not answered for %s", age.Truncate(time.Second))
+	}
+	if why := g.service.writable.why.Load(); why != nil {
+		return fmt.Errorf("the ledger takes no writes: %w", *why)
 	}
 	return g.deps.Signer.Ready()
 }
@@ -286,6 +290,7 @@ func (g *Gateway) startLoops(ctx context.Context, h *health.Server) *errgroup.Gr
 		loops.Go(func() error { loop(ctx); return nil })
 	}
 	run(g.service.issuers.run)
+	run(g.service.writable.run)
 	run(g.service.early.run)
 	run(g.service.sweep)
 	run(g.tls.run)

@@ -76,6 +76,7 @@ func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *c
 	failpoint.Hit(failpoint.GatewayAccepted)
 	asked := time.Now()
 	result, err := s.signer.Do(ctx, p.sign, priority, p.others...)
+	s.writable.note(err)
 	if err != nil {
 		return nil, priority, err
 	}
@@ -128,6 +129,9 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 	}
 	p, err := s.profileFor(c, r.Profile)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.writable.check(); err != nil {
 		return nil, err
 	}
 	if err := s.admission.certificate(ctx, c); err != nil {

@@ -97,6 +97,12 @@ func newMetrics(r prometheus.Registerer, s *service, listeners func() map[string
 		gauge("certmill_gateway_caller_requests_most", "Calls in work of the caller who has the most.", func() float64 { _, most := s.admission.calls.callers(); return float64(most) }),
 		&sharing{s.admission}, &connections{listeners, s.cfg.Limits.MaxConnections},
 		gauge("certmill_gateway_issuer_expiry_timestamp_seconds", "When the first active issuer expires; 0 where there is none.", s.issuers.nearestExpiry),
+		gauge("certmill_gateway_ledger_read_only", "1 while the ledger answers and takes no writes, so that requests are refused at once.", func() float64 {
+			if s.writable.check() != nil {
+				return 1
+			}
+			return 0
+		}),
 		gauge("certmill_gateway_issuers_age_seconds", "Time since the issuers were read from the ledger.", func() float64 {
 			if loaded := s.issuers.current().loaded; !loaded.IsZero() {
 				return s.now().Sub(loaded).Seconds()

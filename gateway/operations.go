@@ -27,6 +27,9 @@ const (
 
 // createToken makes an enrollment token, whose secret is in this answer and nowhere else.
 func (s *service) createToken(ctx context.Context, c *Caller, r *certmillv1.CreateEnrollmentTokenRequest) (*certmillv1.CreateEnrollmentTokenResponse, error) {
+	if err := s.writable.check(); err != nil {
+		return nil, err
+	}
 	if err := c.needs(OperatorRole); err != nil {
 		return nil, err
 	}
@@ -107,6 +110,9 @@ func (s *service) listTokens(ctx context.Context, c *Caller, r *certmillv1.ListE
 }
 
 func (s *service) deleteToken(ctx context.Context, c *Caller, r *certmillv1.DeleteEnrollmentTokenRequest) (*certmillv1.DeleteEnrollmentTokenResponse, error) {
+	if err := s.writable.check(); err != nil {
+		return nil, err
+	}
 	if err := c.needs(OperatorRole); err != nil {
 		return nil, err
 	}

@@ -42,6 +42,7 @@ func (s *service) submit(ctx context.Context, c *Caller, r *certmillv1.IssueRequ
 		Caller: c.ID, RequestKey: p.key, CSR: p.csr, ReuseUntil: s.now().Add(p.reuse),
 		RequestID: r.RequestId, Request: encoded,
 	})
+	s.writable.note(err)
 	if err != nil {
 		return nil, err
 	}

@@ -64,6 +64,9 @@ const (
 )
 
 func (s *service) renewEarly(ctx context.Context, c *Caller, in *certmillv1.RenewEarlyRequest) (*certmillv1.EarlyRenewal, error) {
+	if err := s.writable.check(); err != nil {
+		return nil, err
+	}
 	if err := c.needs(OperatorRole); err != nil {
 		return nil, err
 	}
@@ -112,6 +115,9 @@ func (s *service) listEarlyRenewals(ctx context.Context, c *Caller) (*certmillv1
 }
 
 func (s *service) endEarlyRenewal(ctx context.Context, c *Caller, in *certmillv1.EndEarlyRenewalRequest) (*certmillv1.EndEarlyRenewalResponse, error) {
+	if err := s.writable.check(); err != nil {
+		return nil, err
+	}
 	if err := c.needs(OperatorRole); err != nil {
 		return nil, err
 	}

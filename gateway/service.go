@@ -26,6 +26,7 @@ type service struct {
 	signer    Signer
 	announcer Announcer // nil: nobody to tell
 	issuers   *issuerCache
+	writable  *writable
 	early     *earlyRenewals
 	profiles  *profile.Set // set by Run before the first request
 	status    *statusBoard
@@ -50,6 +51,9 @@ type service struct {
 // revoke ends a certificate for good. The ledger has it, with its audit entry, before
 // this returns; presigners are told at once and would find it by themselves.
 func (s *service) revoke(ctx context.Context, c *Caller, r *certmillv1.RevokeRequest) (*certmillv1.Revocation, error) {
+	if err := s.writable.check(); err != nil {
+		return nil, err
+	}
 	n, err := parseSerial(r.Serial)
 	if err != nil {
 		return nil, err
@@ -70,6 +74,7 @@ func (s *service) revoke(ctx context.Context, c *Caller, r *certmillv1.RevokeReq
 	recorded, first, err := s.ledger.Revoke(ctx, ledger.Revocation{
 		Serial: n, Reason: int16(r.Reason), RevokedBy: c.ID, Comment: r.Comment,
 	})
+	s.writable.note(err)
 	if err != nil {
 		return nil, err
 	}

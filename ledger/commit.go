@@ -107,6 +107,7 @@ type batch struct {
 
 // commit decides the entries of round, whose keys are distinct.
 func (b *batch) commit(ctx context.Context, round []int) {
+	began := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		left, err := b.try(ctx, round)
 		if err == nil && len(left) == 0 {
@@ -124,7 +125,7 @@ func (b *batch) commit(ctx context.Context, round []int) {
 				b.commit(ctx, round[:half])
 				b.commit(ctx, round[half:])
 				return
-			case !c.retryable():
+			case !c.moreTries(began):
 				b.fail(round, failed(c, err))
 				return
 			}

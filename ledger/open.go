@@ -100,10 +100,10 @@ func Open(ctx context.Context, cfg config.Ledger, deps Deps) (*Ledger, error) {
 	if total <= 0 {
 		total = defaultConnections
 	}
-	if l.write, err = pgxpool.NewWithConfig(ctx, sessions(base, d, "serializable", "off", max(2, total/2))); err != nil {
+	if l.write, err = pgxpool.NewWithConfig(ctx, sessions(base, d, "serializable", false, max(2, total/2))); err != nil {
 		return nil, fmt.Errorf("opening the ledger's writing sessions: %w", err)
 	}
-	if l.read, err = pgxpool.NewWithConfig(ctx, sessions(base, d, "read committed", "on", max(2, total-total/2))); err != nil {
+	if l.read, err = pgxpool.NewWithConfig(ctx, sessions(base, d, "read committed", true, max(2, total-total/2))); err != nil {
 		l.write.Close()
 		return nil, fmt.Errorf("opening the ledger's reading sessions: %w", err)
 	}
@@ -118,7 +118,8 @@ func (l *Ledger) Close() {
 	l.write.Close()
 }
 
-// Ping reports whether the ledger answers and can be written to.
+// Ping reports whether the ledger answers and can be written to, as far as the server
+// says so: a full disk shows only in a write. While it cannot the rule is ReadOnly.
 func (l *Ledger) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
@@ -127,7 +128,8 @@ func (l *Ledger) Ping(ctx context.Context) error {
 		return problem.Down("ledger", time.Second, err)
 	}
 	if readOnly != "off" {
-		return problem.Down("ledger", time.Second, errors.New("the database is read-only"))
+		l.write.Reset() // the next sessions may find another server
+		return errReadOnly(errors.New("the database is read-only"))
 	}
 	return nil
 }
@@ -158,14 +160,16 @@ func poolConfig(cfg config.Ledger) (*pgxpool.Config, error) {
 }
 
 // sessions returns base for a pool of n sessions at an isolation level.
-func sessions(base *pgxpool.Config, d dialect, isolation, readOnly string, n int) *pgxpool.Config {
+func sessions(base *pgxpool.Config, d dialect, isolation string, readOnly bool, n int) *pgxpool.Config {
 	pc := base.Copy()
 	pc.MaxConns, pc.MinConns = int32(n), 0
 	// pgx checks a connection that has been idle for a second before it is used.
 	p := pc.ConnConfig.RuntimeParams
 	p["application_name"] = "certmill"
 	p["default_transaction_isolation"] = isolation
-	p["default_transaction_read_only"] = readOnly
+	if readOnly {
+		p["default_transaction_read_only"] = "on"
+	} // else as the server says: an operator, or a provider whose disk runs full, may stop writes by it
 	p["statement_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
 	p["idle_in_transaction_session_timeout"] = fmt.Sprint(statementTimeout.Milliseconds())
 	if d == postgres {
@@ -174,7 +178,7 @@ func sessions(base *pgxpool.Config, d dialect, isolation, readOnly string, n int
 		// scan or sort it when it is large.
 		p["enable_seqscan"], p["enable_bitmapscan"] = "off", "off"
 	}
-	if d == postgres && readOnly == "on" {
+	if d == postgres && readOnly {
 		// A plan for the serials at hand touches their partitions alone; a generic
 		// plan would lock every partition.
 		p["plan_cache_mode"] = "force_custom_plan"

@@ -22,7 +22,8 @@ const (
 	codeDeadlock         = "40P01"
 	codeAmbiguous        = "40003" // CockroachDB: it may have committed
 	codeLockNotAvailable = "55P03"
-	codeReadOnly         = "25006" // the server has become a standby
+	codeReadOnly         = "25006" // a standby, or made read-only by its operator
+	codeDiskFull         = "53100"
 )
 
 // The pauses between two runs of a statement.
@@ -38,6 +39,7 @@ type cause string
 const (
 	causeConflict  cause = "conflict"  // nothing was done; at once again
 	causeAmbiguous cause = "ambiguous" // perhaps done, perhaps not; again
+	causeReadOnly  cause = "read_only" // nothing was done, the server takes no writes; again for a moment
 	causeData      cause = "data"      // a row is at fault, not the database
 	causeDefect    cause = "defect"    // the statement is at fault
 	causeEnded     cause = "ended"     // the caller's context
@@ -57,8 +59,10 @@ func causeOf(ctx context.Context, err error) cause {
 	switch pgErr.Code {
 	case codeSerialization, codeDeadlock, codeLockNotAvailable:
 		return causeConflict
-	case codeAmbiguous, codeReadOnly:
+	case codeAmbiguous:
 		return causeAmbiguous
+	case codeReadOnly, codeDiskFull:
+		return causeReadOnly
 	}
 	switch pgErr.Code[:2] {
 	case "08", "53", "57", "58": // connection, resources, operator and timeouts, system
@@ -70,20 +74,31 @@ func causeOf(ctx context.Context, err error) cause {
 	}
 }
 
-func (c cause) retryable() bool { return c == causeConflict || c == causeAmbiguous }
+func (c cause) retryable() bool { return c == causeConflict || c == causeAmbiguous || c == causeReadOnly }
+
+// readOnlyFor is how long a statement is repeated against a server that takes no writes:
+// a primary may be about to come back. It is known that nothing was done, so whoever
+// waits is better told soon.
+const readOnlyFor = 2 * time.Second
+
+// moreTries reports whether a statement that was begun at a time is worth repeating.
+func (c cause) moreTries(began time.Time) bool {
+	return c.retryable() && (c != causeReadOnly || time.Since(began) < readOnlyFor)
+}
 
 // retry runs do until it succeeds, fails for good, or its time is over. do must be
 // safe to run again after it has had its effect.
 func (l *Ledger) retry(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	began := time.Now()
 	for pause := firstPause; ; pause = min(2*pause, longestPause) {
 		err := do(ctx)
 		if err == nil || isProblem(err) {
 			return err
 		}
 		c := causeOf(ctx, err)
-		if !c.retryable() {
+		if !c.moreTries(began) {
 			return failed(c, err)
 		}
 		l.repeating(ctx, c, err)
@@ -93,8 +108,13 @@ func (l *Ledger) retry(ctx context.Context, do func(context.Context) error) erro
 	}
 }
 
-// repeating counts a repeat. What it repairs nobody else hears of, so it is logged.
+// repeating counts a repeat. What it repairs nobody else hears of, so it is logged. On
+// a server that takes no writes the sessions are given up: where several servers stand
+// behind one name, the next sessions find the one that does.
 func (l *Ledger) repeating(ctx context.Context, c cause, err error) {
+	if c == causeReadOnly {
+		l.write.Reset()
+	}
 	l.metrics.retries.WithLabelValues(string(c)).Inc()
 	level := slog.LevelDebug
 	if c == causeAmbiguous {
@@ -105,12 +125,24 @@ func (l *Ledger) repeating(ctx context.Context, c cause, err error) {
 
 // failed gives an error of the database its kind.
 func failed(c cause, err error) error {
+	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok && (pgErr.Code == codeReadOnly || pgErr.Code == codeDiskFull) {
+		return errReadOnly(err)
+	}
 	switch c {
 	case causeData, causeDefect:
 		return err // Internal
 	default:
 		return problem.Down("ledger", time.Second, err)
 	}
+}
+
+// ReadOnly is the rule of the problem while the database answers and takes no writes: it
+// is a standby, or read-only by setting, or its disk is full.
+const ReadOnly = "ledger_read_only"
+
+func errReadOnly(cause error) error {
+	return &problem.Error{Kind: problem.Unavailable, Rule: ReadOnly, RetryAfter: 5 * time.Second, Cause: cause,
+		Detail: "the ledger takes no writes at the moment; repeat the request later"}
 }
 
 func isProblem(err error) bool {

@@ -40,14 +40,29 @@ func (g *gate) note(err error) {
 	}
 }
 
-// keep opens the gate when the ledger answers, until ctx ends.
+// keep opens the gate when the ledger answers, until ctx ends. A ledger that answers and
+// fails again at once, as one with a full disk does, is left alone for longer each time.
 func (g *gate) keep(ctx context.Context) error {
-	const every = 250 * time.Millisecond
+	const (
+		every   = 250 * time.Millisecond
+		relapse = 5 * time.Second
+		longest = 15 * time.Second
+	)
+	var opened time.Time
+	var rest time.Duration
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-g.wake:
+		}
+		if rest = min(2*rest+every, longest); opened.IsZero() || time.Since(opened) > relapse+rest {
+			rest = 0
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(rest):
 		}
 		for g.shut.Load() {
 			pingCtx, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -55,6 +70,7 @@ func (g *gate) keep(ctx context.Context) error {
 			cancel()
 			if err == nil {
 				g.shut.Store(false)
+				opened = time.Now()
 				g.log.Info("the ledger answers again")
 				break
 			}
