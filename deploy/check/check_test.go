@@ -245,6 +245,59 @@ func TestSystemdUnits(t *testing.T) {
 	}
 }
 
+// What stands behind a balancer goes on for a while after it has said that it is not
+// ready, and is not killed meanwhile.
+func TestBalancersGetTimeToNoticeAShutdown(t *testing.T) {
+	const timeout = 20 // seconds, the default of the gateway's shutdown_timeout, the longest
+	for _, want := range []int{5, 30} {
+		values := []string{"--set", fmt.Sprintf("gateway.shutdownDelaySeconds=%d,responder.shutdownDelaySeconds=%d", want, want)}
+		if want == 5 {
+			values = nil // the default
+		}
+		pods := 0
+		for _, doc := range strings.Split(render(t, values), "\n---\n") {
+			delay := regexp.MustCompile(`_SHUTDOWN_DELAY, value: "(\d+)s"`).FindStringSubmatch(doc)
+			if delay == nil {
+				if regexp.MustCompile(`kind: Deployment`).MatchString(doc) && regexp.MustCompile(`name: t-certmill-(gateway|responder)\n`).MatchString(doc) {
+					t.Errorf("a deployment behind a balancer has no shutdown_delay:\n%s", tail(doc))
+				}
+				continue
+			}
+			pods++
+			grace := regexp.MustCompile(`terminationGracePeriodSeconds: (\d+)`).FindStringSubmatch(doc)
+			if grace == nil || delay[1] != strconv.Itoa(want) {
+				t.Fatalf("a delay of %q, not %ds, in\n%s", delay, want, tail(doc))
+			}
+			if n, err := strconv.Atoi(grace[1]); err != nil || n < want+timeout+10 {
+				t.Errorf("pods are killed after %s s: too soon for a delay of %d s", grace[1], want)
+			}
+		}
+		if pods != 2 {
+			t.Errorf("%d deployments have a delay, want gateway and responder", pods)
+		}
+	}
+	env, err := os.ReadFile("../systemd/certmill.env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for unit, key := range map[string]string{"gateway": "CERTMILL_GATEWAY_LIMITS_SHUTDOWN_DELAY", "responder": "CERTMILL_RESPONDER_SHUTDOWN_DELAY"} {
+		if !regexp.MustCompile(`(?m)^` + key + `=[1-9]\d*s$`).Match(env) {
+			t.Errorf("certmill.env sets no %s", key)
+		}
+		text, err := os.ReadFile("../systemd/certmill-" + unit + ".service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := regexp.MustCompile(`(?m)^TimeoutStopSec=(\d+)$`).FindSubmatch(text)
+		if stop == nil {
+			t.Fatalf("%s has no TimeoutStopSec in seconds", unit)
+		}
+		if n, err := strconv.Atoi(string(stop[1])); err != nil || n < 60+timeout+5 {
+			t.Errorf("systemd kills the %s after %d s: too soon for the longest delay", unit, n)
+		}
+	}
+}
+
 func tail(s string) string { return s[max(0, len(s)-1500):] }
 
 // What compose and the chart mount and what the units start must be there.

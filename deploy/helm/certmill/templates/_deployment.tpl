@@ -24,7 +24,7 @@ spec:
       serviceAccountName: {{ include "certmill.name" . }}
       automountServiceAccountToken: false
       enableServiceLinks: false
-      terminationGracePeriodSeconds: 45
+      terminationGracePeriodSeconds: {{ add 45 (int ($v.shutdownDelaySeconds | default 0)) }}
       {{- with .root.Values.priorityClassName }}
       priorityClassName: {{ . }}
       {{- end }}
