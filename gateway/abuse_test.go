@@ -58,15 +58,15 @@ func TestConnectionsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 		c.Limits.HeaderTimeout, c.Limits.ReadTimeout, c.Limits.IdleTimeout = time.Second, time.Second, time.Second
 	})
 	w.connect(t, "127.0.0.2", 60)
-	eventually(t, "its bound is reached and the rest refused", func() bool { return w.gateway.https.connections() == 20 && w.gateway.https.refused.Load() == 40 })
+	eventually(t, "its bound is reached and the rest refused", func() bool { return w.gateway.https.Connections() == 20 && w.gateway.https.Refused() == 40 })
 	must0(t, w.alive(t, "127.0.0.3"))
 	w.connect(t, "127.0.0.3", 20)
-	eventually(t, "all are taken", func() bool { return w.gateway.https.connections() == 30 })
+	eventually(t, "all are taken", func() bool { return w.gateway.https.Connections() == 30 })
 	if err := w.alive(t, "127.0.0.4"); err == nil {
 		t.Error("a connection beyond the bound is served")
 	}
 	// Half-open: nobody ever says anything on them.
-	eventually(t, "those who say nothing are cut", func() bool { return w.gateway.https.connections() == 0 })
+	eventually(t, "those who say nothing are cut", func() bool { return w.gateway.https.Connections() == 0 })
 	must0(t, w.alive(t, "127.0.0.4"))
 }
 
@@ -86,7 +86,7 @@ func TestTenThousandIdleConnectionsCostLittle(t *testing.T) {
 	runtime.ReadMemStats(&before)
 	w.connect(t, "127.0.0.2", n/2)
 	w.connect(t, "127.0.0.3", n/2)
-	eventually(t, "they are open", func() bool { return w.gateway.https.connections() >= n/2*2 })
+	eventually(t, "they are open", func() bool { return w.gateway.https.Connections() >= n/2*2 })
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	each := float64(after.HeapInuse+after.StackInuse-before.HeapInuse-before.StackInuse) / float64(n)

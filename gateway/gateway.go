@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/certmill/certmill/internal/intake"
 	"github.com/certmill/certmill/internal/presence"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
@@ -36,8 +37,8 @@ type Gateway struct {
 	console  *console // nil where it is off
 
 	listening       chan struct{} // closed when both listeners are open
-	https           *boundedListener
-	grpc            *boundedListener // nil where gRPC is off
+	https           *intake.Listener
+	grpc            *intake.Listener // nil where gRPC is off
 	stopping        atomic.Bool
 	consoleListener net.Listener // nil where it is off
 }
@@ -174,13 +175,13 @@ func (g *Gateway) Run(ctx context.Context) error {
 }
 
 // openListeners returns the listeners by name, none before Run has opened them.
-func (g *Gateway) openListeners() map[string]*boundedListener {
+func (g *Gateway) openListeners() map[string]*intake.Listener {
 	select {
 	case <-g.listening:
 	default:
 		return nil
 	}
-	open := map[string]*boundedListener{"https": g.https}
+	open := map[string]*intake.Listener{"https": g.https}
 	if g.grpc != nil {
 		open["grpc"] = g.grpc
 	}
@@ -194,14 +195,14 @@ func (g *Gateway) listen(ctx context.Context) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	l := &g.cfg.Limits
-	g.https = newBoundedListener(https, l.MaxConnections, l.MaxConnectionsPerAddress)
+	g.https = intake.New(https, l.MaxConnections, l.MaxConnectionsPerAddress)
 	if g.cfg.GRPCListen != "" {
 		grpc, err := config.Listen(ctx, "tcp", g.cfg.GRPCListen)
 		if err != nil {
 			_ = https.Close()
 			return fmt.Errorf("grpc_listen: %w", err)
 		}
-		g.grpc = newBoundedListener(grpc, l.MaxConnections, l.MaxConnectionsPerAddress)
+		g.grpc = intake.New(grpc, l.MaxConnections, l.MaxConnectionsPerAddress)
 	}
 	if g.console != nil {
 		if g.consoleListener, err = config.Listen(ctx, "tcp", g.cfg.Console.Listen); err != nil {

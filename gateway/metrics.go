@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/certmill/certmill/internal/intake"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/telemetry"
 )
@@ -70,7 +71,7 @@ type metrics struct {
 // bounds are the rules of Overloaded problems: the closed set of refusals_total.
 var bounds = []string{"in_flight", "renewals_in_flight", "streams", "order_waiters", "unguarded", "caller_share", "caller_rate", "names_rate", "gateway_pending", "other"}
 
-func newMetrics(r prometheus.Registerer, s *service, listeners func() map[string]*boundedListener) *metrics {
+func newMetrics(r prometheus.Registerer, s *service, listeners func() map[string]*intake.Listener) *metrics {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "certmill_gateway_requests_total", Help: "Calls served, by route and kind of outcome (ok or a problem's kind).",
 	}, []string{"route", "kind"})

@@ -1,6 +1,10 @@
 package gateway
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certmill/certmill/internal/intake"
+)
 
 // sharing collects how many buckets are remembered for the rates, and their bound.
 type sharing struct{ *admission }
@@ -26,7 +30,7 @@ func (c *sharing) Collect(out chan<- prometheus.Metric) {
 
 // connections collects the connections of the listeners, from when they are open.
 type connections struct {
-	listeners func() map[string]*boundedListener
+	listeners func() map[string]*intake.Listener
 	max       int
 }
 
@@ -46,8 +50,8 @@ func (c *connections) Describe(out chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c *connections) Collect(out chan<- prometheus.Metric) {
 	for name, l := range c.listeners() {
-		out <- prometheus.MustNewConstMetric(connectionsOpen, prometheus.GaugeValue, float64(l.connections()), name)
+		out <- prometheus.MustNewConstMetric(connectionsOpen, prometheus.GaugeValue, float64(l.Connections()), name)
 		out <- prometheus.MustNewConstMetric(connectionsMax, prometheus.GaugeValue, float64(c.max), name)
-		out <- prometheus.MustNewConstMetric(connectionsRefused, prometheus.CounterValue, float64(l.refused.Load()), name)
+		out <- prometheus.MustNewConstMetric(connectionsRefused, prometheus.CounterValue, float64(l.Refused()), name)
 	}
 }

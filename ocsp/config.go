@@ -49,8 +49,11 @@ type Config struct {
 	// records are no longer trusted without asking Redis. It is a part of the second
 	// within which a revocation is visible.
 	ChangesTimeout time.Duration `yaml:"changes_timeout"`
-	// MaxConnections bounds the connections.
+	// MaxConnections bounds the connections; beyond it a new one is closed at once.
 	MaxConnections int `yaml:"max_connections"`
+	// MaxConnectionsPerAddress bounds those of one IP address. Behind a balancer or a
+	// proxy that hides its clients' addresses make it as large as max_connections.
+	MaxConnectionsPerAddress int `yaml:"max_connections_per_address"`
 	// ReadTimeout is how long a client may take to send a request.
 	ReadTimeout time.Duration `yaml:"read_timeout"`
 	// WriteTimeout is how long a client may take to receive an answer.
@@ -80,7 +83,7 @@ func DefaultConfig() Config {
 		CRLMaxAge: 5 * time.Minute, CRLCacheBytes: 64 << 20,
 		RedisTimeout: 500 * time.Millisecond, RedisPipelines: 2, RedisWaiting: 4096,
 		ChangesTimeout: 700 * time.Millisecond,
-		MaxConnections: 20_000, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
+		MaxConnections: 20_000, MaxConnectionsPerAddress: 5_000, ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 		IdleTimeout: 2 * time.Minute, ShutdownTimeout: 5 * time.Second,
 		Redis:     config.Redis{Addresses: []string{"127.0.0.1:6379"}},
 		Telemetry: config.DefaultTelemetry(),
@@ -123,6 +126,7 @@ func (c Config) Validate() error {
 	require(c.RedisPipelines >= 1 && c.RedisPipelines <= 64, "redis_pipelines must be 1 to 64")
 	require(c.RedisWaiting >= 1, "redis_waiting must be at least 1")
 	require(c.MaxConnections >= 1, "max_connections must be at least 1")
+	require(c.MaxConnectionsPerAddress >= 1, "max_connections_per_address must be at least 1")
 	for _, d := range []struct {
 		key      string
 		v        time.Duration

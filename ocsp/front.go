@@ -284,3 +284,10 @@ func (c *handedConn) Read(b []byte) (int, error) {
 
 // CloseWrite passes on to the connection's.
 func (c *handedConn) CloseWrite() error { return closeWrite(c.Conn) }
+
+func closeWrite(c net.Conn) error {
+	if half, ok := c.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}

@@ -76,6 +76,19 @@ func (r *Responder) watch(reg prometheus.Registerer) {
 	}
 	gauge("cache_records", "Records in the cache.", func() float64 { n, _ := r.cache.size(); return float64(n) })
 	gauge("cache_bytes", "Bytes of the cache; cache_bytes is its bound.", func() float64 { _, b := r.cache.size(); return float64(b) })
+	gauge("connections", "Open connections; max_connections is their bound.", func() float64 {
+		if l := r.intake.Load(); l != nil {
+			return float64(l.Connections())
+		}
+		return 0
+	})
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "certmill_ocsp_connections_refused_total",
+		Help: "Connections closed at once because there were too many, of one address or altogether."}, func() float64 {
+		if l := r.intake.Load(); l != nil {
+			return float64(l.Refused())
+		}
+		return 0
+	}))
 	gauge("redis_waiting", "Requests that wait for Redis; redis_waiting is its bound.", func() float64 { return float64(len(r.fetch.queue)) })
 	gauge("changes_silent_seconds", "Time since the stream of changes was last read; above changes_timeout every answer is asked for in Redis.",
 		func() float64 { return r.silence().Seconds() })

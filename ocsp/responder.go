@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/certmill/certmill/internal/intake"
 	"github.com/certmill/certmill/internal/telemetry"
 )
 
@@ -51,6 +52,7 @@ type Responder struct {
 	stopping atomic.Bool
 	heard    atomic.Int64 // when changes were last heard, nanoseconds after started
 	addr     chan net.Addr
+	intake   atomic.Pointer[intake.Listener] // from when Run listens
 }
 
 // New checks cfg and makes a Responder; it opens nothing.
@@ -89,6 +91,8 @@ func (r *Responder) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ocsp responder: %w", err)
 	}
+	bounded := intake.New(listener, r.cfg.MaxConnections, r.cfg.MaxConnectionsPerAddress)
+	r.intake.Store(bounded)
 	r.addr <- listener.Addr()
 	// What serves requests ends after the requests have ended.
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -101,7 +105,7 @@ func (r *Responder) Run(ctx context.Context) error {
 	helpers.Go(func() error { r.report(background, reports); return nil })
 	r.deps.Log.Info("ocsp responder listens", "address", listener.Addr().String())
 
-	err = r.serve(ctx, listener)
+	err = r.serve(ctx, bounded)
 	stop()
 	_ = helpers.Wait() // they return no errors
 	r.fetch.stop()
@@ -126,7 +130,7 @@ func (r *Responder) httpServer() *http.Server {
 }
 
 func (r *Responder) serve(ctx context.Context, listener net.Listener) error {
-	f := newFront(r, limit(listener, r.cfg.MaxConnections), r.httpServer())
+	f := newFront(r, listener, r.httpServer())
 	done := make(chan error, 1)
 	go func() { done <- f.serve() }()
 	var err error
