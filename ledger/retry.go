@@ -74,7 +74,9 @@ func causeOf(ctx context.Context, err error) cause {
 	}
 }
 
-func (c cause) retryable() bool { return c == causeConflict || c == causeAmbiguous || c == causeReadOnly }
+func (c cause) retryable() bool {
+	return c == causeConflict || c == causeAmbiguous || c == causeReadOnly
+}
 
 // readOnlyFor is how long a statement is repeated against a server that takes no writes:
 // a primary may be about to come back. It is known that nothing was done, so whoever
