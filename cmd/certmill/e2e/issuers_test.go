@@ -116,7 +116,7 @@ func rollOverB(t *testing.T, s *service, load *strictLoad, spec string, hsm func
 func startSignerB(t *testing.T, s *service) (kill func()) {
 	t.Helper()
 	cmd := exec.Command(binary, "signer", "--config", filepath.Join(s.dir, "config", "signer-1.yaml"),
-		"--set", "name=signer-b", "--set", "issuers=issuing-b", "--set", "telemetry.listen=127.0.0.1:0")
+		"--set", "name=signer-b", "--set", "issuers=issuing-b", "--set", "issuer_refresh=1s", "--set", "telemetry.listen=127.0.0.1:0")
 	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+filepath.Join(s.dir, "softhsm2.conf"))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -104,7 +104,7 @@ func TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad(t *testing.T) {
 	}
 	// dev's signers have one of the two issuers of the profile "shared".
 	shared := shareServerProfile(t, dir)
-	s, err := start(dir, "CERTMILL_SIGNER_ISSUERS=issuing")
+	s, err := start(dir, "CERTMILL_SIGNER_ISSUERS=issuing", "CERTMILL_SIGNER_ISSUER_REFRESH=1s")
 	if err != nil {
 		t.Fatal(err)
 	}
