@@ -64,9 +64,14 @@ proto-baseline: ## after a release: make today's API the one that `breaking` com
 	cd proto && $(PROTO_TOOL) buf build -o certmill.binpb
 
 .PHONY: deploy-check
-deploy-check: ## helm lint and template, kubeconform, compose, Dockerfiles, systemd units; three regions; a rotation of all secrets
+deploy-check: ## helm lint and template, kubeconform, compose, Dockerfiles, systemd units; three regions, dashboards, a rotation of all secrets
 	cd deploy/check && $(GO) test -count=1 ./...
-	CERTMILL_DEPLOY_LONG=1 $(GO) test -count=1 -timeout 9m -run 'TestThreeRegions|TestTheComposeStack.*/(a_certificate|rotation|no_)' ./deploy/deploytest
+	CERTMILL_DEPLOY_LONG=1 $(GO) test -count=1 -timeout 9m -run 'TestThreeRegions|TestTheComposeStack.*/(a_certificate|dashboards|rotation|no_)' ./deploy/deploytest
+
+.PHONY: panels
+panels: ## bin/panels.html: every panel of the dashboards, drawn from a Prometheus that watches a whole stack at work
+	@mkdir -p bin
+	CERTMILL_DEPLOY_LONG=1 CERTMILL_PANELS=$(CURDIR)/bin/panels.html $(GO) test -count=1 -v -run 'TestTheComposeStack.*/(a_certificate|dashboards)' ./deploy/deploytest
 
 bench: deps build ## time per step, and CPU per certificate beside its cryptography
 	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -run '^$$' -bench . -benchtime 1s -p 1 ./... | $(GO) run ./loadtest/bench

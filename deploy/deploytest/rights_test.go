@@ -286,7 +286,7 @@ func noRoleLacksARight(t *testing.T, s *Stack) {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(string(log)) {
-			for _, refusal := range []string{insufficient, "NOPERM", "Permissions Violation"} {
+			for _, refusal := range []string{"SQLSTATE " + insufficient, "NOPERM", "Permissions Violation"} {
 				if strings.Contains(line, refusal) {
 					t.Errorf("%s: %s", name, line)
 				}

@@ -63,6 +63,7 @@ func TestTheComposeStackServesWithTLSAndAUserForEachRole(t *testing.T) {
 	t.Run("Redis", func(t *testing.T) { redisRights(t, s) })
 	t.Run("ledger", func(t *testing.T) { ledgerRights(t, s) })
 	t.Run("old and new", func(t *testing.T) { oldAndNew(t, s) })
+	t.Run("dashboards", func(t *testing.T) { dashboards(t, s) })
 	t.Run("rotation", func(t *testing.T) { rotation(t, s) })
 	t.Run("no role lacks a right", func(t *testing.T) { noRoleLacksARight(t, s) })
 	t.Run("no secret is in an argument", func(t *testing.T) { noSecretInArguments(t, s) })
