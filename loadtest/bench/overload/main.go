@@ -7,8 +7,8 @@
 // Three callers take part. One floods, one asks politely for a tenth of the capacity,
 // both from this process. The third has the identity of the first and asks now and
 // then from a process of its own: what it measures is the service's answer, without
-// the queues of a generator that is busy. The service's own measure, Server-Timing,
-// stands beside it.
+// the queues of a generator that is busy, which runs at a lower priority than all others.
+// The service's own measure, Server-Timing, stands beside it.
 package main
 
 import (

@@ -132,8 +132,17 @@ func (b *bench) flood(ctx context.Context, f *figures, flood, polite *caller) er
 	defer watcher.Close()
 	from := watcher.Sample(ctx)
 	var flooded, politely, probed []result
+	probing, err := startProbe(ctx, b.flooder, b.length-2*time.Second)
+	if err != nil {
+		stopWatching()
+		watch.Wait()
+		return err
+	}
+	if err := stepBack(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-overload:", err) // the figures are worse for it, and no others
+	}
 	began := time.Now()
-	var end time.Time
+	end := began.Add(b.length)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		flooded, err = flood.open(gctx, b.factor*f.Capacity, b.length, floodConnections)
@@ -144,10 +153,9 @@ func (b *bench) flood(ctx context.Context, f *figures, flood, polite *caller) er
 		return err
 	})
 	g.Go(func() (err error) {
-		probed, err = runProbe(gctx, b.flooder, b.length-2*time.Second)
+		probed, err = probing()
 		return err
 	})
-	end = began.Add(b.length)
 	err = g.Wait()
 	f.use(observe.Between(from, watcher.Sample(ctx)))
 	stopWatching()

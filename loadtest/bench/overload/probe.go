@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -52,8 +54,9 @@ func probe(ctx context.Context, o *probeOptions) error {
 	return json.NewEncoder(os.Stdout).Encode(results)
 }
 
-// runProbe runs this program as the prober in a process of its own.
-func runProbe(ctx context.Context, p place, d time.Duration) ([]result, error) {
+// startProbe runs this program as the prober in a process of its own; wait returns what
+// it got.
+func startProbe(ctx context.Context, p place, d time.Duration) (wait func() ([]result, error), err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -62,9 +65,35 @@ func runProbe(ctx context.Context, p place, d time.Duration) ([]result, error) {
 		"-probe-rate", strconv.Itoa(probeRate), "-probe-d", d.String())
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("the prober: %w\n%s", err, stderr.String())
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting the prober: %w", err)
 	}
-	var results []result
-	return results, json.Unmarshal(stdout.Bytes(), &results)
+	return func() ([]result, error) {
+		if err := cmd.Wait(); err != nil {
+			return nil, fmt.Errorf("the prober: %w\n%s", err, stderr.String())
+		}
+		var results []result
+		return results, json.Unmarshal(stdout.Bytes(), &results)
+	}, nil
+}
+
+// stepBack lowers the priority of this process, whose flood would come from another
+// machine in life: what it takes of this one's cores the service and the prober need not
+// wait for. Threads that come inherit it. Where there is no /proc nothing is lowered.
+func stepBack() error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return nil
+	}
+	const nice = 10
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			continue
+		}
+		if err := syscall.Setpriority(syscall.PRIO_PROCESS, id, nice); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("lowering the generator's priority: %w", err)
+		}
+	}
+	return nil
 }
