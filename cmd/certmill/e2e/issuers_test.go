@@ -52,6 +52,9 @@ func secondIssuer(t *testing.T, s *service, load *strictLoad, hsm func(into any,
 	// It has a signer: a quarter is its.
 	kill := startSignerB(t, s)
 	load.until(t, "issuing-b has its signer", func() bool { n, _ := signersB(t, s); return n == 1 })
+	if out, _ := s.printed(t, "status"); !strings.Contains(out, ", 25% of shared") || !strings.Contains(out, ", 75% of shared") {
+		t.Errorf("the status does not show the issuers' shares:\n%s", out)
+	}
 	load.until(t, "issuing-b issues", func() bool { return load.issuers()["issuing-b"] > 0 })
 	load.until(t, "a quarter of 400 certificates is issuing-b's", func() bool {
 		load.issuers()
