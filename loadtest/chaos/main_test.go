@@ -112,6 +112,13 @@ func newDrill(t *testing.T) *drill {
 	}
 	t.Cleanup(func() { _ = file.Close() })
 	r := &drill{Options: Options{Seed: 1, Rate: 20}, stack: s, rec: judge.NewRecorder(file), say: t.Logf}
+	stallCtx, endStalls := context.WithCancel(context.WithoutCancel(t.Context()))
+	var stalling sync.WaitGroup
+	stalling.Go(func() { r.stalls(stallCtx) })
+	t.Cleanup(func() {
+		endStalls()
+		stalling.Wait()
+	})
 	callers, err := s.callers()
 	if err != nil {
 		t.Fatal(err)

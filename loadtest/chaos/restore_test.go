@@ -259,11 +259,13 @@ func (r *drill) ask(t *testing.T, n *node, number string) (string, string) {
 	}
 	r.watch.ask(t.Context(), http.DefaultClient, n, number)
 	after, err := r.rec.Events()
-	if err != nil || len(after) != len(before)+1 {
-		t.Fatalf("no answer was recorded: %v", err)
+	for _, e := range after[len(before):] {
+		if err == nil && e.Kind == judge.OCSP {
+			return e.Outcome, e.Detail
+		}
 	}
-	e := after[len(after)-1]
-	return e.Outcome, e.Detail
+	t.Fatalf("no answer was recorded: %v", err)
+	return "", ""
 }
 
 // status waits until every responder says want of a serial.

@@ -162,6 +162,11 @@ func (r *drill) make(ctx context.Context) error {
 	var driving, watching sync.WaitGroup
 	driving.Go(func() { r.load.drive(loadCtx) })
 	watching.Go(func() { r.watch.drive(watchCtx) })
+	stallCtx, endStalls := context.WithCancel(ctx)
+	var stalling sync.WaitGroup
+	stalling.Go(func() { r.stalls(stallCtx) })
+	defer stalling.Wait()
+	defer endStalls()
 	defer watching.Wait()
 	defer endWatch()
 	defer driving.Wait()
@@ -186,6 +191,21 @@ func (r *drill) make(ctx context.Context) error {
 	watching.Wait()
 	r.watch.everything(ctx)
 	return ctx.Err()
+}
+
+// stalls records until ctx ends when this process, and the clients in it, did not run: a
+// machine that is too busy must not look like a service that is late.
+func (r *drill) stalls(ctx context.Context) {
+	const every, worth = 20 * time.Millisecond, 30 * time.Millisecond
+	for {
+		due := time.Now().Add(every)
+		if !pause(ctx, every) {
+			return
+		}
+		if late := time.Since(due); late > worth {
+			r.rec.Add(judge.Event{Kind: judge.Stall, At: due, Took: late})
+		}
+	}
 }
 
 // faults makes faults until their time is over, each at least once if there is time.

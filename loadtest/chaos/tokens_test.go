@@ -151,7 +151,7 @@ func (w *ward) load(t *testing.T) (stop func()) {
 		all.Go(func() {
 			random := rand.New(rand.NewPCG(4, uint64(worker)))
 			for pause(ctx, 20*time.Millisecond) {
-				request, _, err := w.drill.load.request(40_000+int(op.Add(1)), random)
+				request, _, err := w.drill.load.request(60_000+int(op.Add(1)), random)
 				if err != nil {
 					t.Error(err)
 					return

@@ -24,6 +24,7 @@ const (
 	Revoke Kind = "revoke"
 	OCSP   Kind = "ocsp"
 	Fault  Kind = "fault" // At and Took are its beginning and length; Name says what it was
+	Stall  Kind = "stall" // the clients themselves did not run, from At for Took: the machine was too busy
 	Leak   Kind = "leak"  // a gauge that must be 0 at rest: Node, Name, Value
 )
 

@@ -89,6 +89,7 @@ type court struct {
 	issued  []*Event                  // events that released a certificate
 	acked   map[string]time.Time      // revocations by serial: when the first was acknowledged
 	faults  []*Event
+	stalls  []*Event
 }
 
 func newCourt(history []Event, books Books, rules Rules) *court {
@@ -107,6 +108,8 @@ func newCourt(history []Event, books Books, rules Rules) *court {
 			}
 		case e.Kind == Fault:
 			c.faults = append(c.faults, e)
+		case e.Kind == Stall:
+			c.stalls = append(c.stalls, e)
 		}
 	}
 	return c
@@ -302,7 +305,8 @@ func (c *court) fits(e *Event) error {
 	return err
 }
 
-// deadlines: no call lasts longer than it could.
+// deadlines: no call lasts longer than it could, but for the time in which its client was
+// kept from looking.
 func (c *court) deadlines(f *Finding) {
 	for i := range c.history {
 		e := &c.history[i]
@@ -310,10 +314,25 @@ func (c *court) deadlines(f *Finding) {
 			continue
 		}
 		f.Of++
-		if e.Took > e.Deadline+c.rules.Grace {
+		if e.Took > e.Deadline+c.rules.Grace && e.Took > e.Deadline+c.rules.Grace+c.stalled(e) {
 			f.broken("%s at %s took %s of %s", e.Kind, e.Node, e.Took.Round(time.Millisecond), e.Deadline)
 		}
 	}
+}
+
+// stalled returns for how much of a call the clients did not run.
+func (c *court) stalled(e *Event) (d time.Duration) {
+	for _, s := range c.stalls {
+		from, to := s.At, s.End()
+		if from.Before(e.At) {
+			from = e.At
+		}
+		if to.After(e.End()) {
+			to = e.End()
+		}
+		d += max(0, to.Sub(from))
+	}
+	return d
 }
 
 // leaks: at rest nothing is in flight.

@@ -235,6 +235,30 @@ func TestGoodAfterARevocationIsExcusedByAFaultAlone(t *testing.T) {
 	}
 }
 
+func TestALateAnswerIsExcusedByAStallOfTheClientsAlone(t *testing.T) {
+	for name, tc := range map[string]struct {
+		at     float64
+		took   time.Duration
+		broken int
+	}{
+		"they stood still for as long":    {1.9, 600 * time.Millisecond, 0},
+		"they stood still for a moment":   {1.9, 300 * time.Millisecond, 1},
+		"they stood still before":         {0.2, 700 * time.Millisecond, 1},
+		"they stood still after its end":  {2.6, time.Minute, 1},
+		"they stood still over its start": {0.9, 700 * time.Millisecond, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newTrial(t)
+			e := c.event(Issue) // from 1 to 2.5 of 1 s, with 0.1 s of grace
+			e.Took = 1500 * time.Millisecond
+			c.history = append(c.history, Event{Kind: Stall, At: c.at(tc.at), Took: tc.took})
+			if f := Judge(c.history, c.books, c.rules)[7]; f.ID != "I8" || f.Broken != tc.broken {
+				t.Errorf("%s: %v", f, f.Evidence)
+			}
+		})
+	}
+}
+
 func TestARevocationThatAResponderNeverLearnsIsForgotten(t *testing.T) {
 	c := newTrial(t)
 	c.history = append(c.history, Event{Kind: Fault, At: c.at(3), Took: 100 * time.Second})
