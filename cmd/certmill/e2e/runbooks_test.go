@@ -11,9 +11,9 @@ import (
 	"github.com/certmill/certmill/deploy/runbooks"
 )
 
-// configurations are the roles' files, by the names that the runbooks give them.
+// configurations are the service's files, by the names that the runbooks give them.
 var configurations = map[string]string{
-	"signer.yaml": "config/signer-1.yaml", "presigner.yaml": "config/presigner.yaml", "ledger.yaml": "config/maintenance.yaml",
+	"signer.yaml": "config/signer-1.yaml", "presigner.yaml": "config/presigner.yaml", "ledger.yaml": "config/maintenance.yaml", "root.pem": "root.pem",
 }
 
 // elsewhere are commands of the runbooks that this test leaves to others.
@@ -22,6 +22,7 @@ var elsewhere = []string{
 	"ca rollover prepare --config", // TestTheIssuerIsRolledOverAndASignerDrainedUnderLoad
 	"ca rollover activate --config",
 	"ca rollover close --config",
+	"signer undrain NAME",
 }
 
 // exits are the exit codes of commands that judge what they find: the service is one that
@@ -69,7 +70,7 @@ func (s *service) follow(t *testing.T, dir string, words []string) {
 		if file := configurations[word]; file != "" {
 			args[i] = s.file(file)
 		}
-		if word == "cert.pem" || word == "ca.yaml" {
+		if word == "cert.pem" || word == "ca.yaml" || word == "head.json" {
 			args[i] = filepath.Join(dir, word)
 		}
 	}
