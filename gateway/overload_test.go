@@ -161,7 +161,7 @@ func (o *flooding) recovered(token string, normal time.Duration) time.Duration {
 
 // TestOverload floods a gateway with five times what its signers can do. It always
 // checks that refusals are cheap in kind and that nobody is starved; with OVERLOAD, a
-// duration, it is the measurement of `make bench-overload`, whose figures must hold.
+// duration, its figures must hold too. `make bench-overload` measures the whole service.
 func TestOverload(t *testing.T) {
 	length, strict := 1500*time.Millisecond, false
 	if text := os.Getenv("OVERLOAD"); text != "" {
