@@ -417,7 +417,7 @@ func TestTheCRLsOfAnIssuerThatExpiresRaiseNoAlarm(t *testing.T) {
 	if at := nearest(); at <= float64(w.now().Unix()) {
 		t.Errorf("the earliest nextUpdate is %.0f", at)
 	}
-	w.ahead.Store(int64(w.ca.cert.NotAfter.Sub(time.Now()) - 10*time.Minute))
+	w.ahead.Store(int64(time.Until(w.ca.cert.NotAfter) - 10*time.Minute))
 	for _, c := range w.look(m) {
 		if !c.NextUpdate.Equal(w.ca.cert.NotAfter) {
 			t.Errorf("shard %d lasts until %s, its issuer until %s", c.Shard, c.NextUpdate, w.ca.cert.NotAfter)
