@@ -12,7 +12,9 @@ import (
 // responders have left in Redis, until ctx ends. A report that several presigners pass
 // on counts once.
 func (p *Presigner) report(ctx context.Context) {
-	r := presence.NewReporter(presence.Presigner, p.name, p.describe)
+	// By the name that outlives it: a process that takes the place of one that died is known
+	// for it.
+	r := presence.NewReporter(presence.Presigner, p.cfg.Name, p.describe)
 	send := func(ctx context.Context, m *certmillv1.RoleStatus) error {
 		if err := p.deps.Queue.Report(ctx, m); err != nil {
 			return err
