@@ -10,8 +10,9 @@ LDFLAGS := -X github.com/certmill/certmill/internal/telemetry.Version=$(VERSION)
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 # buf runs in proto/.
 PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
-# How many packages are tested at a time: each brings servers of its own.
-PARALLEL ?= 2
+# How many packages are tested at a time: each brings servers of its own, and much of
+# what they do is waiting.
+PARALLEL ?= 3
 
 .PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-ledger bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
 
