@@ -117,6 +117,9 @@ func run(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	fmt.Printf("\nall of it took %.0f s; the figures are in %s\n%s\n", r.Seconds, o.out, r.line())
+	if r.Scale != nil && r.Scale.Failed > 0 {
+		return fmt.Errorf("%d requests failed while signers came and went, and none should", r.Scale.Failed)
+	}
 	return nil
 }
 
