@@ -44,6 +44,10 @@ func TestReliability(t *testing.T) {
 		{"the ledger is restored by the runbook", theLedgerIsRestoredByTheRunbook},
 		{"one sick token of two stops nobody", oneSickTokenOfTwoStopsNobody},
 	} {
+		// The part before may have left a process that is only just starting.
+		if err := r.stack.await(t.Context(), "every role", func() error { return r.stack.ready(t.Context()) }); err != nil {
+			t.Fatal(err)
+		}
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, r) }) {
 			return // what follows would fail for the same reason
 		}

@@ -22,7 +22,14 @@ func aPoisonousOrderIsGivenUp(t *testing.T, r *drill) {
 		t.Fatal(err)
 	}
 	signers := r.stack.of("signer")
+	ready := func() {
+		t.Helper()
+		if err := r.stack.await(t.Context(), "every role", func() error { return r.stack.ready(t.Context()) }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	restart := func(extra ...string) {
+		ready() // one that is only just starting dies of the signal instead of ending
 		for _, n := range signers {
 			n.mu.Lock()
 			n.extra = extra
@@ -35,9 +42,7 @@ func aPoisonousOrderIsGivenUp(t *testing.T, r *drill) {
 			}
 			n.revive()
 		}
-		if err := r.stack.await(t.Context(), "every role", func() error { return r.stack.ready(t.Context()) }); err != nil {
-			t.Fatal(err)
-		}
+		ready()
 	}
 	restart(fmt.Sprintf("CERTMILL_FAILPOINT=%s=%s", failpoint.SignerPoisoned, event.Name))
 	defer restart()
