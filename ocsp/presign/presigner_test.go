@@ -37,7 +37,7 @@ func TestFromIssueToGoodToRevoked(t *testing.T) {
 	start = time.Now()
 	w.revoke(st)
 	w.eventually("revoked", func() bool { return w.ask(url, st.Serial) == "revoked" })
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("a revocation took %s", took)
 	}
 	// The record is in Redis before it is counted.

@@ -112,7 +112,7 @@ func TestRevokedIsSeenByOpenSSL(t *testing.T) {
 		return tool(t, "openssl", "ocsp", "-issuer", issuing, "-cert", leaf, "-no_nonce", "-CAfile", s.file("root.pem"), "-url", "http://"+s.setting(t, "responder", "listen")+"/")
 	}
 	// Not good until it has been pre-signed, which is a matter of milliseconds.
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, 20*time.Second, func() error {
 		if out := status(); !strings.Contains(out, ": good") {
 			return fmt.Errorf("the status after issue: %s", out)
 		}
@@ -122,7 +122,7 @@ func TestRevokedIsSeenByOpenSSL(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	acknowledged := time.Now()
-	eventually(t, 5*time.Second, func() error {
+	eventually(t, 20*time.Second, func() error {
 		out := status()
 		if !strings.Contains(out, ": revoked") || !strings.Contains(out, "superseded") {
 			return fmt.Errorf("the status %s after the revocation was acknowledged: %s", time.Since(acknowledged), out)
