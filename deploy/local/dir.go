@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -99,7 +100,8 @@ const anyPort = -1
 func (d *Dir) Port(name string, preferred int) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, port := range []int{d.ports[name], preferred, anyPort} {
+	// The system may choose one that stands for another name whose server is not up.
+	for _, port := range append([]int{d.ports[name], preferred}, slices.Repeat([]int{anyPort}, 32)...) {
 		if port == 0 {
 			continue
 		}
