@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -184,27 +183,13 @@ func serialText(t *testing.T, cert *x509.Certificate) string {
 // chain of hashes was made anew: the signature must not be all that stands against them.
 func forgeries(t *testing.T, made *ceremony.Result) {
 	t.Helper()
-	written, err := made.Transcript(t.Context(), []string{"Ada"}, ceremony.Deps{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := json.Marshal(written)
-	if err != nil {
-		t.Fatal(err)
-	}
-	read := func() *ceremony.Transcript {
-		var tr ceremony.Transcript
-		if err := json.Unmarshal(text, &tr); err != nil {
-			t.Fatal(err)
-		}
-		return &tr
-	}
+	read := transcribed(t, made, "Ada")
 	signer, err := read().Verify(made.Root.Certificate)
 	if err != nil || !signer.Equal(made.Root.Certificate) || read().Act() != ceremony.ActInit {
 		t.Fatalf("the transcript of %s: %v", read().Act(), err)
 	}
 	var kinds []string
-	for _, s := range written.Steps {
+	for _, s := range read().Steps {
 		kinds = append(kinds, s.Kind)
 	}
 	if got := strings.Join(kinds, ", "); got != "begin, token, witness, root, issuing, ocsp signer, issuing, ocsp signer, certified by, cross, certified by, cross, crl, crl" {

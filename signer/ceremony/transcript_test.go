@@ -10,6 +10,27 @@ import (
 	"github.com/certmill/certmill/signer/hsm"
 )
 
+// transcribed returns what reads a ceremony's transcript from its file, anew each time.
+func transcribed(t *testing.T, made *ceremony.Result, witnesses ...string) (read func() *ceremony.Transcript) {
+	t.Helper()
+	transcript, err := made.Transcript(t.Context(), witnesses, ceremony.Deps{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(transcript)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() *ceremony.Transcript {
+		t.Helper()
+		var tr ceremony.Transcript
+		if err := json.Unmarshal(text, &tr); err != nil {
+			t.Fatal(err)
+		}
+		return &tr
+	}
+}
+
 func TestATranscriptIsCheckedLater(t *testing.T) {
 	for _, algorithm := range []hsm.Algorithm{hsm.ECDSAP384, hsm.RSA2048, hsm.Ed25519} {
 		t.Run(string(algorithm), func(t *testing.T) {
@@ -17,21 +38,7 @@ func TestATranscriptIsCheckedLater(t *testing.T) {
 			spec := ceremony.DefaultSpec()
 			spec.Root.KeyAlgorithm = algorithm
 			made := initCA(t, spec, token, book, ceremony.Deps{})
-			written, err := made.Transcript(t.Context(), []string{"Ada", "Grace"}, ceremony.Deps{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			text, err := json.Marshal(written)
-			if err != nil {
-				t.Fatal(err)
-			}
-			read := func() *ceremony.Transcript {
-				var tr ceremony.Transcript
-				if err := json.Unmarshal(text, &tr); err != nil {
-					t.Fatal(err)
-				}
-				return &tr
-			}
+			read := transcribed(t, made, "Ada", "Grace")
 			if _, err := read().Verify(made.Root.Certificate); err != nil || len(read().Steps) != 7 {
 				t.Fatalf("%d steps: %v", len(read().Steps), err)
 			}

@@ -38,11 +38,11 @@ func run(ctx context.Context) (err error) {
 	html := flag.String("html", "", "file for the report with plots")
 	flag.Parse()
 
-	dir, err := os.MkdirTemp("", "bench-mesh")
+	dir, remove, err := stack.TempDir()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, remove()) }()
 	data := filepath.Join(dir, "stack")
 	keyFile, jwksFile := filepath.Join(dir, "token.key"), filepath.Join(dir, "jwks.json")
 	key, jwks, err := mesh.NewTokenKey()
@@ -50,7 +50,7 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	if err := errors.Join(
-		os.WriteFile(keyFile, key, 0o600), os.WriteFile(jwksFile, jwks, 0o644), os.Chmod(dir, 0o755),
+		os.WriteFile(keyFile, key, 0o600), os.WriteFile(jwksFile, jwks, 0o644),
 		os.MkdirAll(filepath.Join(data, "profiles"), 0o755), os.WriteFile(filepath.Join(data, "profiles", "storm.yaml"), profile, 0o644),
 	); err != nil {
 		return err

@@ -81,20 +81,16 @@ func run(ctx context.Context, o *options) (err error) {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp("", "certmill-bench-")
+	work, remove, err := stack.TempDir()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	// PostgreSQL's own user must be able to pass through.
-	if err := os.Chmod(work, 0o711); err != nil {
-		return err
-	}
-	shim, err := stack.ModelHSM(filepath.Join(work, "hsm"))
+	defer func() { err = errors.Join(err, remove()) }()
+	shim, env, err := stack.ModelHSM(filepath.Join(work, "hsm"))
 	if err != nil {
 		return err
 	}
-	s, err := stack.Start(ctx, o.binary, filepath.Join(work, "service"), append(shim.Env(), "CERTMILL_SOFTHSM_MODULE="+shim.Module), "--signers", fmt.Sprint(o.signers))
+	s, err := stack.Start(ctx, o.binary, filepath.Join(work, "service"), env, "--signers", fmt.Sprint(o.signers))
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,19 @@ type Stack struct {
 	env         []string
 }
 
+// TempDir makes a folder for stacks and what they leave, and returns what removes it.
+func TempDir() (dir string, remove func() error, err error) {
+	if dir, err = os.MkdirTemp("", "certmill-bench-"); err != nil {
+		return "", nil, err
+	}
+	remove = func() error { return os.RemoveAll(dir) }
+	// PostgreSQL's own user must be able to pass through.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return "", nil, errors.Join(err, remove())
+	}
+	return dir, remove, nil
+}
+
 // Start runs `certmill dev` on dir with further arguments and environment (NAME=value)
 // and returns when everything is up. Stop ends it.
 func Start(ctx context.Context, binary, dir string, env []string, args ...string) (*Stack, error) {

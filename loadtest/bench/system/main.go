@@ -83,15 +83,11 @@ func run(ctx context.Context, o *options) (err error) {
 		return err
 	}
 	began := time.Now()
-	work, err := os.MkdirTemp("", "certmill-bench-")
+	work, remove, err := stack.TempDir()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	// PostgreSQL's own user must be able to pass through.
-	if err := os.Chmod(work, 0o711); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, remove()) }()
 	r := &figures{Started: began, Machine: observe.Here(), Parts: o.parts}
 	fmt.Printf("%s\n", r.Machine)
 	dir := filepath.Join(work, "service")

@@ -83,13 +83,13 @@ func (s *scale) print() {
 // measureScale goes on with the stack in dir, now with one signer and a modelled HSM,
 // keeps it busy, and adds and takes away signers meanwhile.
 func measureScale(ctx context.Context, o *options, dir string) (out *scale, err error) {
-	shim, err := stack.ModelHSM(dir + "-hsm")
+	shim, env, err := stack.ModelHSM(dir + "-hsm")
 	if err != nil {
 		return nil, err
 	}
 	// Callers that wait as long as it takes: what one signer is left with is ten seconds of
 	// work, which the gateway would otherwise refuse.
-	s, err := stack.Start(ctx, o.binary, dir, append(shim.Env(), "CERTMILL_SOFTHSM_MODULE="+shim.Module, "CERTMILL_GATEWAY_LIMITS_MAX_WAIT=0s"), "--signers", "1")
+	s, err := stack.Start(ctx, o.binary, dir, append(env, "CERTMILL_GATEWAY_LIMITS_MAX_WAIT=0s"), "--signers", "1")
 	if err != nil {
 		return nil, err
 	}
