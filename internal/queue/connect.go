@@ -234,9 +234,12 @@ func (c *Conn) Ready() error {
 
 // Away returns for how long the connection has been away, and 0 while it stands.
 func (c *Conn) Away() time.Duration {
-	lost := c.lost.Load()
-	if lost == 0 || c.NATS.IsConnected() {
+	if c.NATS.IsConnected() {
 		return 0
+	}
+	lost := c.lost.Load()
+	if lost == 0 {
+		return 1 // just now: the client tells of it a moment later
 	}
 	return max(1, time.Since(time.Unix(0, lost)))
 }
