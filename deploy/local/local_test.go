@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 )
@@ -187,6 +188,48 @@ func TestRedisAndNATSWantTheirCredentials(t *testing.T) {
 		if info, err := os.Stat(d.Path(file)); err != nil || info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v", file, info.Mode(), err)
 		}
+	}
+}
+
+func TestNATSForgetsItsStreamsWhereItIsTold(t *testing.T) {
+	d := open(t)
+	stands := func(o NATSOptions) bool {
+		n, err := StartNATS(d, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Stop()
+		option, err := nats.NkeyOptionFromSeed(n.NKeyFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := nats.Connect(n.URL(), option)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		js, err := jetstream.New(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = js.Stream(t.Context(), "S")
+		if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+			t.Fatal(err)
+		}
+		stood := err == nil
+		if _, err := js.CreateOrUpdateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+			t.Fatal(err)
+		}
+		return stood
+	}
+	if stands(NATSOptions{}) {
+		t.Error("a new server has a stream")
+	}
+	if !stands(NATSOptions{}) {
+		t.Error("a stream is lost between two starts")
+	}
+	if stands(NATSOptions{Forget: true}) {
+		t.Error("a stream is kept by a server that is to forget")
 	}
 }
 

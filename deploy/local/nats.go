@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -14,6 +15,8 @@ import (
 type NATSOptions struct {
 	// Throwaway is for tests: no credentials, any port.
 	Throwaway bool
+	// Forget drops the streams of an earlier start.
+	Forget bool
 }
 
 // NATS is a server with JetStream inside this process.
@@ -30,6 +33,11 @@ func StartNATS(d *Dir, o NATSOptions) (*NATS, error) {
 		JetStream: true, StoreDir: d.Path("nats"),
 		JetStreamMaxMemory: 512 << 20, JetStreamMaxStore: 4 << 30,
 		NoSigs: true, NoLog: true,
+	}
+	if o.Forget {
+		if err := os.RemoveAll(opts.StoreDir); err != nil {
+			return nil, fmt.Errorf("dropping the streams of an earlier start: %w", err)
+		}
 	}
 	n := &NATS{}
 	if !o.Throwaway {

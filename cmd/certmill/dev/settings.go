@@ -114,8 +114,10 @@ func (d *dev) ledgerSettings(connections int) settings {
 	return settings{"url": l.URL, "password_file": l.PasswordFile, "max_connections": connections}
 }
 
+// natsSettings keep the queue in memory: NATS is in this process, which all roles end
+// with, and what is on disk is not flushed before it is acknowledged either.
 func (d *dev) natsSettings() settings {
-	return settings{"url": d.nats.URL(), "nkey_file": d.nats.NKeyFile(), "queue_key_file": d.dir.Path("queue.key")}
+	return settings{"url": d.nats.URL(), "nkey_file": d.nats.NKeyFile(), "queue_key_file": d.dir.Path("queue.key"), "memory": true}
 }
 
 func (d *dev) redisSettings() settings {
