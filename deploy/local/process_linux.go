@@ -1,8 +1,10 @@
 package local
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +23,37 @@ func enter(namespace string) error {
 	defer f.Close()
 	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("entering the network namespace %s: %w", namespace, err)
+	}
+	return nil
+}
+
+// Batch has the kernel treat this process, and every one that it starts from now on, as
+// one that computes (SCHED_BATCH, sched(7)): a thread that becomes ready waits for the
+// turn that it has anyway instead of interrupting another. Where many processes share a
+// few cores and pass work on to each other, more of it is then ready at each turn, and
+// caches are less often cold. Shares of the cores stay as they are.
+func Batch() error { return everyThread(unix.SCHED_BATCH) }
+
+// everyThread gives all threads of this process a policy. Those to come inherit it from
+// the thread that starts them, as children do.
+func everyThread(policy uint32) error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		attr, err := unix.SchedGetAttr(id, 0) // with the niceness, which stays
+		if err == nil {
+			attr.Policy = policy
+			err = unix.SchedSetAttr(id, attr, 0)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) { // it may have ended
+			return fmt.Errorf("setting the scheduling policy of thread %d: %w", id, err)
+		}
 	}
 	return nil
 }

@@ -83,6 +83,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer func() { err = errors.Join(err, d.dir.Close()) }()
 	defer func() { err = errors.Join(err, d.stopServers()) }()
 	defer d.stopRoles()
+	if err := local.Batch(); err != nil {
+		d.say("NOTE: it may be slower than it could be: %v", err)
+	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(share())) // NATS runs in this process
 	}
