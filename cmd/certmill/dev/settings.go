@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -124,8 +125,10 @@ func (d *dev) redisSettings() settings {
 	return settings{"addresses": []string{d.redis.Addr()}, "password_file": d.redis.PasswordFile()}
 }
 
+// tokenSettings have as many sessions as there are cores: a software token signs on
+// those, and a session more would only take them in turns.
 func (d *dev) tokenSettings() settings {
-	return settings{"module": d.hsm.Module, "token_label": d.token.Label, "pin_file": d.token.PINFile}
+	return settings{"module": d.hsm.Module, "token_label": d.token.Label, "pin_file": d.token.PINFile, "sessions": max(2, runtime.NumCPU())}
 }
 
 func (d *dev) signerSettings(name string) settings {
