@@ -62,7 +62,7 @@ func DefaultDispatcherConfig() DispatcherConfig {
 		MaxPending:     4096,
 		MaxInFlight:    1024,
 		MaxBatch:       queue.MaxBatch,
-		Gather:         2 * time.Millisecond,
+		Gather:         5 * time.Millisecond,
 		MaxBatchBytes:  256 << 10,
 		Publishers:     2,
 		PublishTimeout: 2 * time.Second,

@@ -34,14 +34,18 @@ func newLane(issuer string, p queue.Priority) *lane {
 
 func (l *lane) full(batch int) bool { return l.waiting >= batch }
 
-// doubles reports whether as much waits as is with the queue and the signers. A message
-// costs as much as several of its requests, and the busier the signers are the less a
-// request gains by going at once; one that comes alone does.
-func (l *lane) doubles() bool { return l.waiting >= l.inFlight }
+// company is how much waits, as a multiple of what is in flight, before it goes.
+const company = 2
+
+// hasCompany reports whether so much waits, beside what is with the queue and the
+// signers, that a message is worth its cost, which is that of several of its requests.
+// The busier the signers are the less a request gains by going at once; one that comes
+// alone does.
+func (l *lane) hasCompany() bool { return l.waiting >= company*l.inFlight }
 
 // tell wakes a publisher that gathers, once there is enough.
 func (l *lane) tell() {
-	if l.publishers == 0 || !l.doubles() {
+	if l.publishers == 0 || !l.hasCompany() {
 		return
 	}
 	select {

@@ -74,7 +74,7 @@ func (d *Dispatcher) gather(l *lane) {
 func (d *Dispatcher) worthwhile(l *lane) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return l.full(d.cfg.MaxBatch) || d.coming.Load() <= 0 && l.doubles()
+	return l.full(d.cfg.MaxBatch) || d.coming.Load() <= 0 && l.hasCompany()
 }
 
 // A batch is what goes out in one message.

@@ -245,33 +245,38 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 	m.settled()
 }
 
-// While the signers have work a message waits until it is as large as what they have.
+// While the signers have work a message waits until it is twice as large as what they have.
 func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	m := newMill(t, nil)
 	m.d.cfg.Gather = time.Minute // longer than may be configured, so that a slow machine changes nothing
 	var wait sync.WaitGroup
-	ask := func(name string) {
-		wait.Go(func() {
-			if _, err := m.d.Do(patience(t), asking("mtls:a", name), queue.First); err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-		})
+	asked := 0
+	ask := func(n int) {
+		for range n {
+			asked++
+			name := strconv.Itoa(asked)
+			wait.Go(func() {
+				if _, err := m.d.Do(patience(t), asking("mtls:a", name), queue.First); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			})
+		}
 	}
 	waiting := func(n float64) func() bool {
 		return func() bool { return m.value("certmill_gateway_dispatch_waiting") == n }
 	}
-	ask("alone")
+	ask(1)
 	until(t, "one that comes alone goes at once", func() bool { return m.messages() == 1 })
-	ask("second")
-	until(t, "as many wait as are in flight", func() bool { return m.messages() == 2 })
-	ask("third")
-	until(t, "one waits", waiting(1))
-	ask("fourth")
-	until(t, "two go together", func() bool { return m.messages() == 3 })
-	for _, name := range []string{"fifth", "sixth", "seventh"} {
-		ask(name)
-	}
-	until(t, "three wait for four", waiting(3))
+	ask(1)
+	until(t, "one waits beside one in flight", waiting(1))
+	ask(1)
+	until(t, "two go together", func() bool { return m.messages() == 2 })
+	ask(5)
+	until(t, "five wait beside three", waiting(5))
+	ask(1)
+	until(t, "six go together", func() bool { return m.messages() == 3 })
+	ask(7)
+	until(t, "seven wait beside nine", waiting(7))
 	m.sign(millIssued) // and go when those are answered
 	wait.Wait()
 	until(t, "the fourth is counted", func() bool { return m.messages() == 4 })

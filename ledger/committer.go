@@ -36,7 +36,7 @@ type CommitterConfig struct {
 
 // DefaultCommitterConfig returns the defaults of CommitterConfig.
 func DefaultCommitterConfig() CommitterConfig {
-	return CommitterConfig{MaxBatch: MaxBatch, Connections: 3, Gather: 2 * time.Millisecond, QueueSize: 4096}
+	return CommitterConfig{MaxBatch: MaxBatch, Connections: 3, Gather: 5 * time.Millisecond, QueueSize: 4096}
 }
 
 // Validate reports every key that is out of range.
