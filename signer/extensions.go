@@ -11,9 +11,7 @@ import (
 
 // The extensions of RFC 5280 section 4.2, RFC 9608 (noRevAvail) and the access methods.
 var (
-	oidSubjectKeyID     = asn1.ObjectIdentifier{2, 5, 29, 14}
 	oidKeyUsage         = asn1.ObjectIdentifier{2, 5, 29, 15}
-	oidSubjectAltName   = asn1.ObjectIdentifier{2, 5, 29, 17}
 	oidBasicConstraints = asn1.ObjectIdentifier{2, 5, 29, 19}
 	oidCRLDistribution  = asn1.ObjectIdentifier{2, 5, 29, 31}
 	oidPolicies         = asn1.ObjectIdentifier{2, 5, 29, 32}
@@ -173,26 +171,73 @@ func addString(b *cryptobyte.Builder, tag der.Tag, s string) {
 	b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes([]byte(s)) })
 }
 
-// addNames adds the subject alternative names (RFC 5280 section 4.2.1.6), critical
-// where the subject is empty.
-func addNames(b *cryptobyte.Builder, r *profile.Request, critical bool) {
-	if len(r.DNSNames)+len(r.IPAddresses)+len(r.URIs)+len(r.Emails) == 0 {
-		return
+// names are the subject alternative names of a request (RFC 5280 section 4.2.1.6).
+type names struct {
+	request *profile.Request
+	head    []byte // of the extension, up to its value
+	list    int    // octets of all names together
+}
+
+var (
+	namesHead         = []byte{6, 3, 0x55, 0x1d, 17}
+	namesHeadCritical = []byte{6, 3, 0x55, 0x1d, 17, 1, 1, 0xff}
+)
+
+// newNames measures them. The extension is critical where the subject is empty.
+func newNames(r *profile.Request, critical bool) names {
+	n := names{request: r, head: namesHead}
+	if critical {
+		n.head = namesHeadCritical
 	}
-	addExtension(b, oidSubjectAltName, critical, func(b *cryptobyte.Builder) {
-		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-			for _, name := range r.DNSNames {
-				addString(b, tagDNS, name)
-			}
-			for _, ip := range r.IPAddresses {
-				b.AddASN1(tagIP, func(b *cryptobyte.Builder) { b.AddBytes(ip.AsSlice()) })
-			}
-			for _, uri := range r.URIs {
-				addString(b, tagURI, uri)
-			}
-			for _, email := range r.Emails {
-				addString(b, tagEmail, email)
-			}
-		})
-	})
+	for _, list := range [...][]string{r.DNSNames, r.URIs, r.Emails} {
+		for _, name := range list {
+			n.list += sizeOf(len(name))
+		}
+	}
+	for _, ip := range r.IPAddresses {
+		n.list += sizeOf(ip.BitLen() / 8)
+	}
+	return n
+}
+
+// value and content are the octets of the extension's value and of the extension.
+func (n *names) value() int   { return sizeOf(n.list) }
+func (n *names) content() int { return len(n.head) + sizeOf(n.value()) }
+
+// size returns the octets of the whole extension; 0 where there are no names.
+func (n *names) size() int {
+	if n.list == 0 {
+		return 0
+	}
+	return sizeOf(n.content())
+}
+
+// append appends the extension, if there are names.
+func (n *names) append(b []byte) []byte {
+	if n.list == 0 {
+		return b
+	}
+	b = append(appendHead(b, der.SEQUENCE, n.content()), n.head...)
+	b = appendHead(b, der.OCTET_STRING, n.value())
+	b = appendHead(b, der.SEQUENCE, n.list)
+	for _, name := range n.request.DNSNames {
+		b = append(appendHead(b, tagDNS, len(name)), name...)
+	}
+	for _, ip := range n.request.IPAddresses {
+		b = appendHead(b, tagIP, ip.BitLen()/8)
+		if ip.Is4() {
+			v := ip.As4()
+			b = append(b, v[:]...)
+		} else {
+			v := ip.As16()
+			b = append(b, v[:]...)
+		}
+	}
+	for _, uri := range n.request.URIs {
+		b = append(appendHead(b, tagURI, len(uri)), uri...)
+	}
+	for _, email := range n.request.Emails {
+		b = append(appendHead(b, tagEmail, len(email)), email...)
+	}
+	return b
 }

@@ -192,7 +192,7 @@ func throwAwaySign(s *scheme, t *template, tbs []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.assemble(tbs, signature)
+	return t.assemble(tbs, signature), nil
 }
 
 // A sampler picks an even share of calls: with 0.25 every fourth. Safe for concurrent use.

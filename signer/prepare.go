@@ -259,9 +259,7 @@ func (p *Prepared) Sign(ctx context.Context, key ContextSigner) (ledger.Certific
 		return ledger.Certificate{}, fmt.Errorf("checking certificate %s: %w", p.row.Serial, err)
 	}
 	row := p.row
-	if row.DER, err = p.template.assemble(p.tbs, signature); err != nil {
-		return ledger.Certificate{}, fmt.Errorf("assembling certificate %s: %w", row.Serial, err)
-	}
+	row.DER = p.template.assemble(p.tbs, signature)
 	return row, nil
 }
 

@@ -1,6 +1,7 @@
 package signer
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/asn1"
 	"fmt"
@@ -17,56 +18,105 @@ import (
 type validity struct{ notBefore, notAfter time.Time }
 
 // tbs builds the TBSCertificate (RFC 5280 section 4.1) of a request that the profile
-// has allowed.
+// has allowed, in one piece of memory: all lengths are known before anything is written.
 func (t *template) tbs(r *profile.Request, number serial.Number, v validity) ([]byte, error) {
 	keyID, err := subjectKeyID(r.SPKI)
 	if err != nil {
 		return nil, err
 	}
-	extensions := t.extensionsFor(number)
-	// One allocation: what varies beyond this is the names, which append.
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(t.issuer)+len(t.algorithm)+len(extensions)+len(r.SPKI)+512))
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes([]byte{0xa0, 3, 2, 1, 2}) // version [0] EXPLICIT v3
-		b.AddASN1(der.INTEGER, func(b *cryptobyte.Builder) { b.AddBytes(number[:]) })
-		b.AddBytes(t.algorithm)
-		b.AddBytes(t.issuer)
-		b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-			addTime(b, v.notBefore)
-			addTime(b, v.notAfter)
-		})
-		t.addSubject(b, r.CommonName)
-		b.AddBytes(r.SPKI)
-		b.AddASN1(der.Tag(3).ContextSpecific().Constructed(), func(b *cryptobyte.Builder) {
-			b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-				addNames(b, r, len(t.subject) == 0 && r.CommonName == "")
-				addExtension(b, oidSubjectKeyID, false, func(b *cryptobyte.Builder) { b.AddASN1OctetString(keyID[:]) })
-				b.AddBytes(extensions)
-			})
-		})
-	})
-	return b.Bytes()
+	if v.notAfter.Year() > 9999 {
+		return nil, fmt.Errorf("notAfter %s is after the year 9999 (RFC 5280 section 4.1.2.5)", v.notAfter)
+	}
+	subject, err := t.subjectFor(r.CommonName)
+	if err != nil {
+		return nil, err
+	}
+	names := newNames(r, len(subject) == 0)
+	fixed := t.extensionsFor(number)
+
+	validitySize := sizeOfTime(v.notBefore) + sizeOfTime(v.notAfter)
+	extensions := names.size() + len(subjectKeyIDHead) + len(keyID) + len(fixed)
+	list := sizeOf(extensions)
+	size := len(version3) + sizeOf(len(number)) + len(t.algorithm) + len(t.issuer) + sizeOf(validitySize) +
+		sizeOf(len(subject)) + len(r.SPKI) + sizeOf(list)
+
+	b := make([]byte, 0, sizeOf(size))
+	b = appendHead(b, der.SEQUENCE, size)
+	b = append(b, version3...)
+	b = append(appendHead(b, der.INTEGER, len(number)), number[:]...)
+	b = append(b, t.algorithm...)
+	b = append(b, t.issuer...)
+	b = appendHead(b, der.SEQUENCE, validitySize)
+	b = appendTime(b, v.notBefore)
+	b = appendTime(b, v.notAfter)
+	b = append(appendHead(b, der.SEQUENCE, len(subject)), subject...)
+	b = append(b, r.SPKI...)
+	b = appendHead(b, der.Tag(3).ContextSpecific().Constructed(), list)
+	b = appendHead(b, der.SEQUENCE, extensions)
+	b = names.append(b)
+	b = append(append(b, subjectKeyIDHead...), keyID[:]...)
+	return append(b, fixed...), nil
 }
 
-// addTime: UTCTime through 2049 and GeneralizedTime from then on (RFC 5280 section 4.1.2.5).
-func addTime(b *cryptobyte.Builder, t time.Time) {
-	t = t.UTC()
-	if t.Year() >= 2050 {
-		b.AddASN1GeneralizedTime(t)
-		return
+var (
+	version3 = []byte{0xa0, 3, 2, 1, 2} // [0] EXPLICIT INTEGER 2
+	// subjectKeyIDHead is the subject key identifier's extension up to its 20 octets.
+	subjectKeyIDHead = []byte{0x30, 29, 6, 3, 0x55, 0x1d, 14, 4, 22, 4, 20}
+)
+
+// sizeOf returns the octets of a TLV with n octets of content and a tag of one octet.
+func sizeOf(n int) int {
+	switch {
+	case n < 0x80:
+		return 2 + n
+	case n < 0x100:
+		return 3 + n
+	case n < 0x10000:
+		return 4 + n
 	}
-	b.AddASN1(der.UTCTime, func(b *cryptobyte.Builder) {
-		// As Builder.AddASN1UTCTime does it, without the work of a time layout.
-		hour, minute, second := t.Clock()
-		year, month, day := t.Date()
-		var text [13]byte
-		for i, n := range [6]int{year % 100, int(month), day, hour, minute, second} {
-			text[2*i], text[2*i+1] = '0'+byte(n/10), '0'+byte(n%10)
-		}
-		text[12] = 'Z'
-		b.AddBytes(text[:])
-	})
+	return 5 + n // below 16 MiB, as all that comes through the queue is
 }
+
+// appendHead appends tag and length of a TLV (X.690 section 8.1.3, the shortest form).
+func appendHead(b []byte, tag der.Tag, n int) []byte {
+	b = append(b, byte(tag))
+	switch {
+	case n < 0x80:
+		return append(b, byte(n))
+	case n < 0x100:
+		return append(b, 0x81, byte(n))
+	case n < 0x10000:
+		return append(b, 0x82, byte(n>>8), byte(n))
+	}
+	return append(b, 0x83, byte(n>>16), byte(n>>8), byte(n))
+}
+
+// inUTCTime: UTCTime through 2049 and GeneralizedTime from then on (RFC 5280 section 4.1.2.5).
+func inUTCTime(t time.Time) bool { return t.UTC().Year() < 2050 }
+
+func sizeOfTime(t time.Time) int {
+	if inUTCTime(t) {
+		return sizeOf(len("YYMMDDHHMMSSZ"))
+	}
+	return sizeOf(len("YYYYMMDDHHMMSSZ"))
+}
+
+func appendTime(b []byte, t time.Time) []byte {
+	t = t.UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	if inUTCTime(t) {
+		b = appendHead(b, der.UTCTime, len("YYMMDDHHMMSSZ"))
+	} else {
+		b = appendTwoDigits(appendHead(b, der.GeneralizedTime, len("YYYYMMDDHHMMSSZ")), year/100)
+	}
+	for _, n := range [6]int{year % 100, int(month), day, hour, minute, second} {
+		b = appendTwoDigits(b, n)
+	}
+	return append(b, 'Z')
+}
+
+func appendTwoDigits(b []byte, n int) []byte { return append(b, '0'+byte(n/10), '0'+byte(n%10)) }
 
 // The attributes of a subject (X.520).
 var (
@@ -75,13 +125,15 @@ var (
 	oidCommonName   = asn1.ObjectIdentifier{2, 5, 4, 3}
 )
 
-// addSubject adds the Name: what the profile puts into every subject, and the common
-// name, each where it is not empty.
-func (t *template) addSubject(b *cryptobyte.Builder, commonName string) {
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(t.subject)
-		addAttribute(b, oidCommonName, commonName)
-	})
+// subjectFor returns the content of the Name: what the profile puts into every subject,
+// and the common name, each where it is not empty.
+func (t *template) subjectFor(commonName string) ([]byte, error) {
+	if commonName == "" {
+		return t.subject, nil
+	}
+	b := cryptobyte.NewBuilder(bytes.Clone(t.subject))
+	addAttribute(b, oidCommonName, commonName)
+	return b.Bytes()
 }
 
 // fixedSubject returns the attributes that a profile puts into every subject.

@@ -16,6 +16,43 @@ import (
 	"github.com/certmill/certmill/internal/profile"
 )
 
+var oidSubjectAltName = asn1.ObjectIdentifier{2, 5, 29, 17}
+
+// Lengths have one to four octets; crypto/x509 refuses those that are not the shortest.
+func TestLengthsOfEverySize(t *testing.T) {
+	ca := newIssuingCA(t, fixedKey(t, "issuing"))
+	p := ca.preparer(t, func(c *PreparerConfig) {
+		c.Profiles = oneProfile(t, func(s *profile.Spec) { s.Names.DNS.Allow = []string{"**.test"} })
+	})
+	label := strings.Repeat("a", 60)
+	for _, names := range []int{1, 2, 3, 4, 15, 60, 100} {
+		for cut := range 60 {
+			list := make([]string, names)
+			for i := range list {
+				list[i] = fmt.Sprintf("%s.n%d.test", strings.Repeat(label+".", 2)+label[cut:], i)
+			}
+			prepared, err := p.Prepare(asking(t, func(r *profile.Request) { r.DNSNames = list }), 5)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := x509.ParseCertificate(prepared.template.assemble(prepared.tbs, bytes.Repeat([]byte{1}, 70)))
+			if err != nil {
+				t.Fatalf("%d names, cut %d: %v", names, cut, err)
+			}
+			if !slices.Equal(cert.DNSNames, list) || !bytes.Equal(cert.RawTBSCertificate, prepared.tbs) {
+				t.Fatalf("%d names, cut %d: other names, or bytes behind", names, cut)
+			}
+		}
+	}
+	for _, n := range []int{0, 0x7f, 0x80, 0xff, 0x100, 0xffff, 0x10000, 1 << 20} {
+		tlv := append(appendHead(nil, 4, n), make([]byte, n)...)
+		var content []byte
+		if rest, err := asn1.Unmarshal(tlv, &content); err != nil || len(rest) > 0 || len(content) != n || sizeOf(n) != len(tlv) {
+			t.Errorf("%d octets: %v, %d behind, size %d of %d", n, err, len(rest), sizeOf(n), len(tlv))
+		}
+	}
+}
+
 func extensionOf(c *x509.Certificate, oid asn1.ObjectIdentifier) (value []byte, critical, found bool) {
 	for _, e := range c.Extensions {
 		if e.Id.Equal(oid) {

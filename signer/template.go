@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"fmt"
 
-	"golang.org/x/crypto/cryptobyte"
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/certmill/certmill/internal/crldp"
@@ -80,12 +79,12 @@ func (t *template) extensionsFor(number serial.Number) []byte {
 
 // assemble returns the Certificate: the TBSCertificate, the algorithm and the signature
 // (RFC 5280 section 4.1).
-func (t *template) assemble(tbs, signature []byte) ([]byte, error) {
-	b := cryptobyte.NewBuilder(make([]byte, 0, len(tbs)+len(t.algorithm)+len(signature)+16))
-	b.AddASN1(der.SEQUENCE, func(b *cryptobyte.Builder) {
-		b.AddBytes(tbs)
-		b.AddBytes(t.algorithm)
-		b.AddASN1BitString(signature)
-	})
-	return b.Bytes()
+func (t *template) assemble(tbs, signature []byte) []byte {
+	size := len(tbs) + len(t.algorithm) + sizeOf(1+len(signature))
+	b := make([]byte, 0, sizeOf(size))
+	b = appendHead(b, der.SEQUENCE, size)
+	b = append(b, tbs...)
+	b = append(b, t.algorithm...)
+	b = append(appendHead(b, der.BIT_STRING, 1+len(signature)), 0) // no unused bits
+	return append(b, signature...)
 }

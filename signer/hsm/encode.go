@@ -80,23 +80,21 @@ func ecdsaASN1(raw []byte, size int) ([]byte, error) {
 	if len(raw) != 2*size {
 		return nil, fmt.Errorf("%w: an ECDSA signature of %d octets, not %d", errWrongSignature, len(raw), 2*size)
 	}
-	b := cryptobyte.NewBuilder(make([]byte, 0, 2*size+9))
-	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-		addUint(b, raw[:size])
-		addUint(b, raw[size:])
-	})
-	return b.Bytes()
+	b := append(make([]byte, 0, 2*size+8), byte(asn1.SEQUENCE), 0)
+	b = appendUint(appendUint(b, raw[:size]), raw[size:])
+	b[1] = byte(len(b) - 2) // 102 at most, with P-384
+	return b, nil
 }
 
-// addUint adds an unsigned big-endian number as an INTEGER.
-func addUint(b *cryptobyte.Builder, n []byte) {
+// appendUint appends an unsigned big-endian number of at most 48 octets as an INTEGER.
+func appendUint(b, n []byte) []byte {
 	n = bytes.TrimLeft(n, "\x00")
-	b.AddASN1(asn1.INTEGER, func(b *cryptobyte.Builder) {
-		if len(n) == 0 || n[0]&0x80 != 0 {
-			b.AddUint8(0)
-		}
-		b.AddBytes(n)
-	})
+	if len(n) == 0 || n[0]&0x80 != 0 {
+		b = append(b, byte(asn1.INTEGER), byte(len(n)+1), 0)
+	} else {
+		b = append(b, byte(asn1.INTEGER), byte(len(n)))
+	}
+	return append(b, n...)
 }
 
 // digestInfo is the DER in front of the digest in PKCS#1 v1.5 (RFC 8017 section 9.2, note 1).
