@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -132,26 +133,27 @@ func panicked(v any) error {
 // serverTiming writes where the time went as a Server-Timing header (W3C Server
 // Timing), in milliseconds.
 func serverTiming(r *queuev1.SignResult, total time.Duration) string {
-	b := make([]byte, 0, 96)
-	for _, p := range []struct {
-		name   string
-		micros int64
-	}{
-		{"queue", int64(r.QueueUs)}, {"prepare", int64(r.PrepareUs)}, {"hsm", int64(r.SignUs)},
-		{"commit", int64(r.CommitUs)}, {"total", total.Microseconds()},
-	} {
-		if len(b) > 0 {
-			b = append(b, ", "...)
-		}
-		b = fmt.Appendf(b, "%s;dur=%d.%03d", p.name, p.micros/1000, p.micros%1000)
-	}
-	return string(b)
+	b := make([]byte, 0, 112)
+	b = appendTiming(b, "queue", int64(r.QueueUs))
+	b = appendTiming(b, "prepare", int64(r.PrepareUs))
+	b = appendTiming(b, "hsm", int64(r.SignUs))
+	b = appendTiming(b, "commit", int64(r.CommitUs))
+	return string(appendTiming(b, "total", total.Microseconds()))
 }
 
 // totalTiming is serverTiming for an answer that no signer had a part in.
 func totalTiming(total time.Duration) string {
-	micros := total.Microseconds()
-	return fmt.Sprintf("total;dur=%d.%03d", micros/1000, micros%1000)
+	return string(appendTiming(nil, "total", total.Microseconds()))
+}
+
+func appendTiming(b []byte, name string, micros int64) []byte {
+	if len(b) > 0 {
+		b = append(b, ", "...)
+	}
+	b = append(append(b, name...), ";dur="...)
+	b = append(strconv.AppendInt(b, micros/1000, 10), '.')
+	below := micros % 1000
+	return append(b, '0'+byte(below/100), '0'+byte(below/10%10), '0'+byte(below%10))
 }
 
 // problemMessage is the form in which a failure is sent.

@@ -83,6 +83,12 @@ func writeJSON(w http.ResponseWriter, status int, m proto.Message) error {
 	return nil
 }
 
+// Values that answers share; nothing may change them.
+var (
+	noStore = []string{"no-store"}
+	noSniff = []string{"nosniff"}
+)
+
 // write sends a whole answer. A caller who is gone is nobody's failure, so the error
 // of Write is dropped.
 func write(w http.ResponseWriter, status int, mediaType string, body []byte) {
@@ -90,9 +96,9 @@ func write(w http.ResponseWriter, status int, mediaType string, body []byte) {
 	h["Content-Type"] = []string{mediaType}
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	if h["Cache-Control"] == nil {
-		h["Cache-Control"] = []string{"no-store"}
+		h["Cache-Control"] = noStore
 	}
-	h["X-Content-Type-Options"] = []string{"nosniff"}
+	h["X-Content-Type-Options"] = noSniff
 	w.WriteHeader(status)
 	_, _ = w.Write(body)
 }

@@ -84,11 +84,12 @@ func (h *httpAPI) issue(ctx context.Context, x *exchange, w http.ResponseWriter,
 	x.issued = i
 	headers := w.Header()
 	headers["Server-Timing"] = []string{serverTiming(i.result, time.Since(x.started))}
-	headers["Content-Location"] = []string{"/v1/certificates/" + i.serial.String()}
-	headers["Certmill-Serial"] = []string{i.serial.String()}
+	serial := i.serial.String()
+	headers["Content-Location"] = []string{"/v1/certificates/" + serial}
+	headers["Certmill-Serial"] = []string{serial}
 	headers["Certmill-Renew-At"] = []string{i.renewAt.UTC().Format(time.RFC3339)}
 	if answer == formPEM {
-		write(w, http.StatusOK, typeChain, []byte(i.pem()))
+		write(w, http.StatusOK, typeChain, i.pem())
 		return nil
 	}
 	write(w, http.StatusOK, typeJSON, i.jsonAnswer())

@@ -33,7 +33,7 @@ func (i *issued) jsonAnswer() []byte {
 		}
 		b = append(b, ']')
 	}
-	b = appendField(b, "pem", i.pem())
+	b = appendField(b, "pem", string(i.pem()))
 	b = appendField(b, "issuer", i.issuer.Name)
 	b = appendField(b, "profile", r.Profile)
 	b = appendField(b, "profile_version", i.result.ProfileVersion)

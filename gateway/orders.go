@@ -127,7 +127,7 @@ func (s *service) orderMessage(ctx context.Context, o *ledger.Order) (*certmillv
 		m.State = certmillv1.Order_STATE_ISSUED
 		i = s.chainFor(o.Certificate.Profile, i)
 		m.Certificate = s.storedCertificate(o.Certificate, i)
-		m.Certificate.Chain, m.Certificate.Pem, m.Certificate.RequestId = i.chain, pemChain(o.Certificate.DER, i), o.RequestID
+		m.Certificate.Chain, m.Certificate.Pem, m.Certificate.RequestId = i.chain, string(pemChain(o.Certificate.DER, i)), o.RequestID
 	case o.State == ledger.OrderFailed:
 		var f queuev1.Failure
 		if err := proto.Unmarshal(o.Failure, &f); err != nil {

@@ -137,7 +137,7 @@ func (s *service) getCertificate(ctx context.Context, c *Caller, r *certmillv1.G
 	i = s.chainFor(cert.Profile, i)
 	m := s.storedCertificate(&cert, i)
 	m.Chain = i.chain
-	m.Pem = pemChain(cert.DER, i)
+	m.Pem = string(pemChain(cert.DER, i))
 	if revocation != nil {
 		m.Revocation = revocationMessage(revocation)
 	}

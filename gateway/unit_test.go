@@ -11,6 +11,7 @@ import (
 
 	"github.com/certmill/certmill/internal/config"
 	"github.com/certmill/certmill/internal/problem"
+	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
@@ -218,5 +219,12 @@ func TestParseDuration(t *testing.T) {
 		if got, err := parseDuration(text); err != nil || got != want {
 			t.Errorf("%s: %s, %v", text, got, err)
 		}
+	}
+}
+
+func TestServerTimingIsInMillisecondsWithThreePlaces(t *testing.T) {
+	got := serverTiming(&queuev1.SignResult{QueueUs: 1, PrepareUs: 20, SignUs: 300, CommitUs: 4_005}, 1_234_567*time.Microsecond)
+	if want := "queue;dur=0.001, prepare;dur=0.020, hsm;dur=0.300, commit;dur=4.005, total;dur=1234.567"; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
