@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -125,10 +124,8 @@ func (d *dev) redisSettings() settings {
 	return settings{"addresses": []string{d.redis.Addr()}, "password_file": d.redis.PasswordFile()}
 }
 
-// tokenSettings have as many sessions as there are cores: a software token signs on
-// those, and a session more would only take them in turns.
 func (d *dev) tokenSettings() settings {
-	return settings{"module": d.hsm.Module, "token_label": d.token.Label, "pin_file": d.token.PINFile, "sessions": max(2, runtime.NumCPU())}
+	return settings{"module": d.hsm.Module, "token_label": d.token.Label, "pin_file": d.token.PINFile}
 }
 
 func (d *dev) signerSettings(name string) settings {
