@@ -25,7 +25,9 @@ import (
 //	Do ─► table (one call per request key) ─► lane (callers in turn) ─► publisher ─► JetStream
 //	Do ◄─ every waiter of the call ◄───────── reply subject of this start ◄── signer
 //
-// What waits in a lane goes out together, up to a bound; nothing waits for company.
+// What waits in a lane goes out together, up to a bound. A request that comes alone goes
+// at once; the more is with the signers, the larger a message grows before it goes, for
+// Gather at most.
 // A request whose answer is late is sent again with the same request key: the ledger
 // makes one certificate of all copies. It is safe for concurrent use.
 type Dispatcher struct {
@@ -41,8 +43,7 @@ type Dispatcher struct {
 
 	publishing sync.WaitGroup
 
-	coming atomic.Int64  // requests on their way to Do
-	none   chan struct{} // there are none any more
+	coming atomic.Int64 // requests on their way to Do
 
 	mu     sync.Mutex // guards all below
 	open   bool
@@ -90,8 +91,8 @@ func NewDispatcher(cfg DispatcherConfig, deps DispatcherDeps) (*Dispatcher, erro
 	rand.Read(id[:]) // never fails (crypto/rand)
 	d := &Dispatcher{
 		cfg: cfg, conn: deps.Conn, log: deps.Log, reply: queue.ReplySubject(hex.EncodeToString(id[:])),
-		connected: make(chan struct{}, 1), none: make(chan struct{}, 1),
-		calls: map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
+		connected: make(chan struct{}, 1),
+		calls:     map[[queue.RequestKeySize]byte]*call{}, lanes: map[string]*lane{},
 		recent: newRecentKeys(cfg.RecentKeys), budget: budgetCap,
 		issuers: map[string]*issuerState{}, signing: deps.Signing,
 	}

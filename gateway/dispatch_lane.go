@@ -19,7 +19,8 @@ type lane struct {
 	inFlight   int // calls that are with the queue or a signer
 	publishers int // goroutines that publish for this lane
 
-	more chan struct{} // there may be enough for a message
+	gathering bool          // one of them waits for more
+	more      chan struct{} // tells it that there may be enough
 }
 
 // A flow is what one caller has waiting.
@@ -42,17 +43,6 @@ const company = 2
 // The busier the signers are the less a request gains by going at once; one that comes
 // alone does.
 func (l *lane) hasCompany() bool { return l.waiting >= company*l.inFlight }
-
-// tell wakes a publisher that gathers, once there is enough.
-func (l *lane) tell() {
-	if l.publishers == 0 || !l.hasCompany() {
-		return
-	}
-	select {
-	case l.more <- struct{}{}:
-	default:
-	}
-}
 
 func (l *lane) push(c *call) {
 	f := l.flows[c.caller]

@@ -96,7 +96,6 @@ func (d *Dispatcher) join(ctx context.Context, r *queuev1.SignRequest, p queue.P
 	}
 	c.lane = d.lane(issuer, p)
 	c.lane.push(c)
-	c.lane.tell()
 	d.publishFrom(c.lane)
 	return w, nil
 }
@@ -206,7 +205,6 @@ func (d *Dispatcher) finish(c *call, a answer) {
 	if c.counted {
 		c.counted = false
 		c.lane.inFlight--
-		c.lane.tell()
 		d.publishFrom(c.lane)
 	}
 	for _, w := range c.waiters {

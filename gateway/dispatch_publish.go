@@ -15,12 +15,17 @@ import (
 	"github.com/certmill/certmill/internal/queue"
 )
 
-// publishFrom starts a publisher for the lane when there is work for one more. The
-// caller holds the mutex. A publisher lives as long as its lane has work: while one
-// waits for the broker, what comes gathers for the next message, and only a full one
-// is worth another publisher.
+// publishFrom wakes a publisher that gathers when there is enough for a message, and
+// starts one when there is work for one more. The caller holds the mutex. A publisher
+// lives as long as its lane has work: while one waits for the broker, what comes gathers
+// for the next message, and only a full one is worth another publisher, unless one that
+// gathers takes it.
 func (d *Dispatcher) publishFrom(l *lane) {
-	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.publishers > 0 && !l.full(d.cfg.MaxBatch) || l.inFlight >= d.cfg.MaxInFlight {
+	d.wake(l)
+	if !d.open || l.waiting == 0 || l.publishers >= d.cfg.Publishers || l.inFlight >= d.cfg.MaxInFlight {
+		return
+	}
+	if l.publishers > 0 && (l.gathering || !l.full(d.cfg.MaxBatch)) {
 		return
 	}
 	l.publishers++
@@ -33,7 +38,9 @@ func (d *Dispatcher) publisher(l *lane) {
 	for {
 		// Callers that became ready at the same instant, woken by one reply, come along.
 		runtime.Gosched()
-		d.gather(l)
+		if !d.gather(l) {
+			return
+		}
 		b, ok := d.nextBatch(l)
 		if !ok {
 			return
@@ -48,33 +55,60 @@ func (d *Dispatcher) Expect(n int) {
 	if d.coming.Add(int64(n)) > 0 {
 		return
 	}
-	select {
-	case d.none <- struct{}{}:
-	default:
-	}
-}
-
-// gather waits until a message is worth sending, or for Gather. The mutex is free.
-func (d *Dispatcher) gather(l *lane) {
-	if d.cfg.Gather == 0 || d.worthwhile(l) {
-		return
-	}
-	patience := time.NewTimer(d.cfg.Gather)
-	defer patience.Stop()
-	for !d.worthwhile(l) {
-		select {
-		case <-d.none:
-		case <-l.more:
-		case <-patience.C:
-			return
-		}
-	}
-}
-
-func (d *Dispatcher) worthwhile(l *lane) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return l.full(d.cfg.MaxBatch) || d.coming.Load() <= 0 && l.hasCompany()
+	for _, l := range d.lanes {
+		d.wake(l)
+	}
+}
+
+// gather waits until a message is worth sending, or for Gather. It ends the publisher,
+// and returns false, where another one gathers already. The mutex is free.
+func (d *Dispatcher) gather(l *lane) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if l.gathering {
+		l.publishers--
+		return false
+	}
+	if d.cfg.Gather == 0 || d.enough(l) {
+		return true
+	}
+	l.gathering = true
+	defer func() { l.gathering = false }()
+	patience := time.NewTimer(d.cfg.Gather)
+	defer patience.Stop()
+	for !d.enough(l) {
+		d.mu.Unlock()
+		ripe := false
+		select {
+		case <-l.more:
+		case <-patience.C:
+			ripe = true
+		}
+		d.mu.Lock()
+		if ripe {
+			break
+		}
+	}
+	return true
+}
+
+// enough reports whether a message is worth sending now, or cannot be sent at all. The
+// caller holds the mutex.
+func (d *Dispatcher) enough(l *lane) bool {
+	return l.full(d.cfg.MaxBatch) || l.inFlight >= d.cfg.MaxInFlight || d.coming.Load() <= 0 && l.hasCompany()
+}
+
+// wake wakes the publisher that gathers, once there is enough. The caller holds the mutex.
+func (d *Dispatcher) wake(l *lane) {
+	if !l.gathering || !d.enough(l) {
+		return
+	}
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
 }
 
 // A batch is what goes out in one message.
@@ -115,6 +149,7 @@ func (d *Dispatcher) nextBatch(l *lane) (b batch, ok bool) {
 	if orders {
 		b.deadline = time.Time{}
 	}
+	d.publishFrom(l) // as much again may have come while this one gathered
 	return b, true
 }
 

@@ -275,11 +275,37 @@ func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	until(t, "five wait beside three", waiting(5))
 	ask(1)
 	until(t, "six go together", func() bool { return m.messages() == 3 })
+	ask(18)
+	until(t, "eighteen go together", func() bool { return m.messages() == 4 })
+	ask(queue.MaxBatch - 1)
+	until(t, "one fewer than a full message wait beside 27", waiting(queue.MaxBatch-1))
+	ask(1)
+	until(t, "a full message goes without more company", func() bool { return m.messages() == 5 })
 	ask(7)
-	until(t, "seven wait beside nine", waiting(7))
+	until(t, "seven wait beside 59", waiting(7))
 	m.sign(millIssued) // and go when those are answered
 	wait.Wait()
-	until(t, "the fourth is counted", func() bool { return m.messages() == 4 })
+	until(t, "the last is counted", func() bool { return m.messages() == 6 })
+	m.settled()
+}
+
+// What is expected keeps every lane waiting, and every one goes when it does not come.
+func TestAllLanesGoWhenNothingMoreIsExpected(t *testing.T) {
+	m := newMill(t, nil)
+	m.d.cfg.Gather = time.Minute
+	m.sign(millIssued)
+	m.d.Expect(1)
+	var wait sync.WaitGroup
+	for _, p := range queue.Priorities {
+		wait.Go(func() {
+			if _, err := m.d.Do(patience(t), asking("mtls:a", string(p)), p); err != nil {
+				t.Errorf("%s: %v", p, err)
+			}
+		})
+	}
+	until(t, "all lanes wait", func() bool { return m.value("certmill_gateway_dispatch_waiting") == float64(len(queue.Priorities)) })
+	m.d.Expect(-1)
+	wait.Wait()
 	m.settled()
 }
 

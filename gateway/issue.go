@@ -57,9 +57,7 @@ func (s *service) issueNamed(ctx context.Context, c *Caller, requestID string, r
 
 // issueBy is issueNamed without its measurement; it also returns the priority.
 func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest, name func(*profile.Request)) (*issued, queue.Priority, error) {
-	s.signer.Expect(1)
-	p, err := s.prepare(ctx, c, r, name)
-	s.signer.Expect(-1)
+	p, err := s.prepareExpected(ctx, c, r, name)
 	if err != nil {
 		return nil, queue.First, err
 	}
@@ -118,6 +116,14 @@ func (s *service) refuseRevoked(ctx context.Context, r *queuev1.SignResult) erro
 	return &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "revoked",
 		Detail: fmt.Sprintf("the certificate that this request has, %s, was revoked at %s (%s); for a new one send a new request id, and after a compromise a new key",
 			n, revocation.RevokedAt.Format(time.RFC3339), reasonText(revocation.Reason))}
+}
+
+// prepareExpected is prepare for a request that goes to the signers when it is through:
+// the next message waits for it.
+func (s *service) prepareExpected(ctx context.Context, c *Caller, r *certmillv1.IssueRequest, name func(*profile.Request)) (*prepared, error) {
+	s.signer.Expect(1)
+	defer s.signer.Expect(-1)
+	return s.prepare(ctx, c, r, name)
 }
 
 // prepare turns what was asked into what a signer is asked: the CSR is parsed and its
