@@ -39,6 +39,9 @@ func (t *template) tbs(r *profile.Request, number serial.Number, v validity) ([]
 	list := sizeOf(extensions)
 	size := len(version3) + sizeOf(len(number)) + len(t.algorithm) + len(t.issuer) + sizeOf(validitySize) +
 		sizeOf(len(subject)) + len(r.SPKI) + sizeOf(list)
+	if size > maxLength {
+		return nil, fmt.Errorf("a TBSCertificate of %d octets; %d is the most", size, maxLength)
+	}
 
 	b := make([]byte, 0, sizeOf(size))
 	b = appendHead(b, der.SEQUENCE, size)
@@ -74,8 +77,11 @@ func sizeOf(n int) int {
 	case n < 0x10000:
 		return 4 + n
 	}
-	return 5 + n // below 16 MiB, as all that comes through the queue is
+	return 5 + n // up to maxLength
 }
+
+// maxLength is the longest content that sizeOf and appendHead know.
+const maxLength = 1<<24 - 1
 
 // appendHead appends tag and length of a TLV (X.690 section 8.1.3, the shortest form).
 func appendHead(b []byte, tag der.Tag, n int) []byte {

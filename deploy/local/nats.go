@@ -31,7 +31,7 @@ func StartNATS(d *Dir, o NATSOptions) (*NATS, error) {
 	opts := &server.Options{
 		ServerName: "certmill-local", Host: "127.0.0.1", Port: server.RANDOM_PORT,
 		JetStream: true, StoreDir: d.Path("nats"),
-		JetStreamMaxMemory: 512 << 20, JetStreamMaxStore: 4 << 30,
+		JetStreamMaxMemory: 4 << 30, JetStreamMaxStore: 4 << 30,
 		NoSigs: true, NoLog: true,
 	}
 	if o.Forget {

@@ -32,28 +32,42 @@ func enter(namespace string) error {
 // turn that it has anyway instead of interrupting another. Where many processes share a
 // few cores and pass work on to each other, more of it is then ready at each turn, and
 // caches are less often cold. Shares of the cores stay as they are.
-func Batch() error { return everyThread(unix.SCHED_BATCH) }
+//
+// Threads to which somebody has given another policy than the ordinary one keep it.
+func Batch() error { return everyThread(unix.SCHED_NORMAL, unix.SCHED_BATCH) }
 
-// everyThread gives all threads of this process a policy. Those to come inherit it from
-// the thread that starts them, as children do.
-func everyThread(policy uint32) error {
-	threads, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return err
-	}
-	for _, t := range threads {
-		id, err := strconv.Atoi(t.Name())
+// everyThread changes the policy of all threads of this process that have the first of
+// the two. Those to come inherit it from the thread that starts them, as children do; so
+// it looks again until it finds none that was started meanwhile.
+func everyThread(from, to uint32) error {
+	for changed := true; changed; {
+		changed = false
+		threads, err := os.ReadDir("/proc/self/task")
 		if err != nil {
 			return err
 		}
-		attr, err := unix.SchedGetAttr(id, 0) // with the niceness, which stays
-		if err == nil {
-			attr.Policy = policy
-			err = unix.SchedSetAttr(id, attr, 0)
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) { // it may have ended
-			return fmt.Errorf("setting the scheduling policy of thread %d: %w", id, err)
+		for _, t := range threads {
+			id, err := strconv.Atoi(t.Name())
+			if err != nil {
+				return err
+			}
+			did, err := changePolicy(id, from, to)
+			if err != nil && !errors.Is(err, unix.ESRCH) { // it may have ended
+				return fmt.Errorf("setting the scheduling policy of thread %d: %w", id, err)
+			}
+			changed = changed || did
 		}
 	}
 	return nil
+}
+
+// changePolicy leaves a thread its niceness.
+func changePolicy(thread int, from, to uint32) (changed bool, err error) {
+	attr, err := unix.SchedGetAttr(thread, 0)
+	if err != nil || attr.Policy != from {
+		return false, err
+	}
+	// As the runtime Linux from 6.12 on tells the length of a turn; 0 leaves that to it.
+	attr.Policy, attr.Runtime = to, 0
+	return true, unix.SchedSetAttr(thread, attr, 0)
 }

@@ -24,7 +24,7 @@ func TestWhatABatchProcessStartsIsScheduledSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := everyThread(unix.SCHED_NORMAL); err != nil {
+		if err := everyThread(unix.SCHED_BATCH, unix.SCHED_NORMAL); err != nil {
 			t.Error(err)
 		}
 	})

@@ -100,8 +100,8 @@ type Settings struct {
 	MaxPending int64
 	// MaxPendingBytes bounds their size in bytes.
 	MaxPendingBytes int64
-	// Memory keeps SignStream in memory: the ledger and the callers' retries make
-	// again what is lost.
+	// Memory keeps the streams in memory: the ledger and the callers' retries make again
+	// what is lost.
 	Memory bool
 	// AckWait is how long a signer may hold a message before another gets it.
 	AckWait time.Duration

@@ -53,7 +53,8 @@ func (d *dev) startServers(ctx context.Context) (err error) {
 	d.watch.Go(func() {
 		d.restart(watch, "Redis", func() *local.Process { return d.redis.Process() }, d.startRedis)
 	})
-	// What the streams hold is made again from the ledger, and they are in memory.
+	// The streams are in memory: orders and events are made again from the ledger, and
+	// callers who wait ask again.
 	if d.nats, err = local.StartNATS(d.dir, local.NATSOptions{Forget: true}); err != nil {
 		return err
 	}
