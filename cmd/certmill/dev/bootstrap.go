@@ -113,7 +113,7 @@ func (d *dev) renewOwn(ctx context.Context) {
 // command runs our own binary and returns its standard output.
 func (d *dev) command(ctx context.Context, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, d.binary, args...)
-	cmd.Env = d.environment()
+	cmd.Env = d.environment("")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -84,7 +84,7 @@ func (d *dev) shell(ctx context.Context, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "sh", "-c", command)
-	cmd.Env = append(d.environment(), "CERTMILL_CONTEXT="+d.dir.Path("cli.yaml"))
+	cmd.Env = append(d.environment(""), "CERTMILL_CONTEXT="+d.dir.Path("cli.yaml"))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()

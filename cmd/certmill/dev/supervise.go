@@ -72,7 +72,7 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 	for _, name := range c.ports {
 		d.dir.Release(name)
 	}
-	p, err := local.Start(local.Command{Name: c.name, Path: d.binary, Args: c.args, Env: d.environment(), Log: c.log})
+	p, err := local.Start(local.Command{Name: c.name, Path: d.binary, Args: c.args, Env: d.environment(c.name), Log: c.log})
 	if err != nil {
 		return nil, err
 	}
@@ -81,13 +81,19 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 	return p, errors.Join(err, os.Rename(c.pid+".new", c.pid))
 }
 
-// environment is what the roles inherit. They share this machine: the garbage collector
+// environment is what a role inherits. They share this machine: the garbage collector
 // is told that memory is cheaper than cores, and the scheduler of each that half of the
 // cores are its own. Work that waits for a core of its own process costs less than
-// threads of seven processes that look for work on two cores.
-func (d *dev) environment() []string {
+// threads of seven processes that look for work on two cores. The gateway may have all:
+// every request comes through it twice, and while one message is being signed it is
+// often the only one with work.
+func (d *dev) environment(role string) []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
-	for name, value := range map[string]string{"GOGC": "300", "GOMAXPROCS": strconv.Itoa(share())} {
+	defaults := map[string]string{"GOGC": "300", "GOMAXPROCS": strconv.Itoa(share())}
+	if role == "gateway" {
+		delete(defaults, "GOMAXPROCS")
+	}
+	for name, value := range defaults {
 		if os.Getenv(name) == "" {
 			env = append(env, name+"="+value)
 		}
