@@ -20,7 +20,8 @@ func devCommand() *cobra.Command {
 signers, a presigner and a responder, each role a process that may be killed and comes
 back. All data lies in one folder. The first start makes a root and an issuing CA in
 the token and issues a certificate; Ctrl-C stops everything; a second start goes on
-with the same data.`,
+with the same data. The queue alone is in memory: orders that wait in it are queued
+again from the ledger.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if o.Signers < 1 || o.Signers > 64 {
