@@ -175,6 +175,16 @@ func TestRedisAndNATSWantTheirCredentials(t *testing.T) {
 		conn.Close()
 		t.Error("NATS takes a client without an nkey")
 	}
+	connectNATS(t, n).Close()
+	for _, file := range []string{"redis.password", "nats.nk", "redis.conf"} {
+		if info, err := os.Stat(d.Path(file)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", file, info.Mode(), err)
+		}
+	}
+}
+
+func connectNATS(t *testing.T, n *NATS) *nats.Conn {
+	t.Helper()
 	option, err := nats.NkeyOptionFromSeed(n.NKeyFile())
 	if err != nil {
 		t.Fatal(err)
@@ -183,12 +193,7 @@ func TestRedisAndNATSWantTheirCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatalf("with the nkey: %v", err)
 	}
-	conn.Close()
-	for _, file := range []string{"redis.password", "nats.nk", "redis.conf"} {
-		if info, err := os.Stat(d.Path(file)); err != nil || info.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v, %v", file, info.Mode(), err)
-		}
-	}
+	return conn
 }
 
 func TestNATSForgetsItsStreamsWhereItIsTold(t *testing.T) {
@@ -199,14 +204,7 @@ func TestNATSForgetsItsStreamsWhereItIsTold(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer n.Stop()
-		option, err := nats.NkeyOptionFromSeed(n.NKeyFile())
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := nats.Connect(n.URL(), option)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := connectNATS(t, n)
 		defer conn.Close()
 		js, err := jetstream.New(conn)
 		if err != nil {
