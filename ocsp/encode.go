@@ -16,6 +16,7 @@ import (
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/tlv"
 )
 
 // Template holds all that the answers of one issuer by one OCSP signer share. It
@@ -349,49 +350,23 @@ func (t *Template) AppendResponse(dst []byte, h Hash, n serial.Number, rec *Reco
 	}
 	data := len(t.data[h][rec.kind()].der)
 	bits := 1 + len(sig) // no unused bits
-	basic := data + len(t.algorithm) + 1 + lengthSize(bits) + bits + len(t.certs)
-	octets := 1 + lengthSize(basic) + basic
-	response := len(oidBasic) + 1 + lengthSize(octets) + octets
-	explicit := 1 + lengthSize(response) + response
-	dst = appendHeader(dst, byte(asn1.SEQUENCE), 3+1+lengthSize(explicit)+explicit)
+	basic := data + len(t.algorithm) + tlv.Size(bits) + len(t.certs)
+	octets := tlv.Size(basic)
+	response := len(oidBasic) + tlv.Size(octets)
+	explicit := tlv.Size(response)
+	dst = tlv.AppendHead(dst, byte(asn1.SEQUENCE), 3+tlv.Size(explicit))
 	dst = append(dst, byte(asn1.ENUM), 1, 0) // successful
-	dst = appendHeader(dst, byte(tagExplicit0), explicit)
-	dst = appendHeader(dst, byte(asn1.SEQUENCE), response)
+	dst = tlv.AppendHead(dst, byte(tagExplicit0), explicit)
+	dst = tlv.AppendHead(dst, byte(asn1.SEQUENCE), response)
 	dst = append(dst, oidBasic...)
-	dst = appendHeader(dst, byte(asn1.OCTET_STRING), octets)
-	dst = appendHeader(dst, byte(asn1.SEQUENCE), basic)
+	dst = tlv.AppendHead(dst, byte(asn1.OCTET_STRING), octets)
+	dst = tlv.AppendHead(dst, byte(asn1.SEQUENCE), basic)
 	dst = t.AppendData(dst, h, n, &rec.Status)
 	dst = append(dst, t.algorithm...)
-	dst = appendHeader(dst, byte(asn1.BIT_STRING), bits)
+	dst = tlv.AppendHead(dst, byte(asn1.BIT_STRING), bits)
 	dst = append(dst, 0)
 	dst = append(dst, sig...)
 	return append(dst, t.certs...), nil
-}
-
-func lengthSize(n int) int {
-	switch {
-	case n < 0x80:
-		return 1
-	case n < 0x100:
-		return 2
-	case n < 0x10000:
-		return 3
-	default:
-		return 4
-	}
-}
-
-func appendHeader(dst []byte, tag byte, n int) []byte {
-	switch lengthSize(n) {
-	case 1:
-		return append(dst, tag, byte(n))
-	case 2:
-		return append(dst, tag, 0x81, byte(n))
-	case 3:
-		return append(dst, tag, 0x82, byte(n>>8), byte(n))
-	default:
-		return append(dst, tag, 0x83, byte(n>>16), byte(n>>8), byte(n))
-	}
 }
 
 // The error answers of RFC 6960 section 2.3, which are not signed.

@@ -7,6 +7,7 @@ import (
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/certmill/certmill/internal/profile"
+	"github.com/certmill/certmill/internal/tlv"
 )
 
 // The extensions of RFC 5280 section 4.2, RFC 9608 (noRevAvail) and the access methods.
@@ -191,25 +192,25 @@ func newNames(r *profile.Request, critical bool) names {
 	}
 	for _, list := range [...][]string{r.DNSNames, r.URIs, r.Emails} {
 		for _, name := range list {
-			n.list += sizeOf(len(name))
+			n.list += tlv.Size(len(name))
 		}
 	}
 	for _, ip := range r.IPAddresses {
-		n.list += sizeOf(ip.BitLen() / 8)
+		n.list += tlv.Size(ip.BitLen() / 8)
 	}
 	return n
 }
 
 // value and content are the octets of the extension's value and of the extension.
-func (n *names) value() int   { return sizeOf(n.list) }
-func (n *names) content() int { return len(n.head) + sizeOf(n.value()) }
+func (n *names) value() int   { return tlv.Size(n.list) }
+func (n *names) content() int { return len(n.head) + tlv.Size(n.value()) }
 
 // size returns the octets of the whole extension; 0 where there are no names.
 func (n *names) size() int {
 	if n.list == 0 {
 		return 0
 	}
-	return sizeOf(n.content())
+	return tlv.Size(n.content())
 }
 
 // append appends the extension, if there are names.
@@ -217,14 +218,14 @@ func (n *names) append(b []byte) []byte {
 	if n.list == 0 {
 		return b
 	}
-	b = append(appendHead(b, der.SEQUENCE, n.content()), n.head...)
-	b = appendHead(b, der.OCTET_STRING, n.value())
-	b = appendHead(b, der.SEQUENCE, n.list)
+	b = append(tlv.AppendHead(b, der.SEQUENCE, n.content()), n.head...)
+	b = tlv.AppendHead(b, der.OCTET_STRING, n.value())
+	b = tlv.AppendHead(b, der.SEQUENCE, n.list)
 	for _, name := range n.request.DNSNames {
-		b = append(appendHead(b, tagDNS, len(name)), name...)
+		b = append(tlv.AppendHead(b, tagDNS, len(name)), name...)
 	}
 	for _, ip := range n.request.IPAddresses {
-		b = appendHead(b, tagIP, ip.BitLen()/8)
+		b = tlv.AppendHead(b, tagIP, ip.BitLen()/8)
 		if ip.Is4() {
 			v := ip.As4()
 			b = append(b, v[:]...)
@@ -234,10 +235,10 @@ func (n *names) append(b []byte) []byte {
 		}
 	}
 	for _, uri := range n.request.URIs {
-		b = append(appendHead(b, tagURI, len(uri)), uri...)
+		b = append(tlv.AppendHead(b, tagURI, len(uri)), uri...)
 	}
 	for _, email := range n.request.Emails {
-		b = append(appendHead(b, tagEmail, len(email)), email...)
+		b = append(tlv.AppendHead(b, tagEmail, len(email)), email...)
 	}
 	return b
 }

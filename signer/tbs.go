@@ -12,6 +12,7 @@ import (
 
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/tlv"
 )
 
 // validity is the two ends of a certificate, whole seconds UTC, both inclusive.
@@ -36,26 +37,23 @@ func (t *template) tbs(r *profile.Request, number serial.Number, v validity) ([]
 
 	validitySize := sizeOfTime(v.notBefore) + sizeOfTime(v.notAfter)
 	extensions := names.size() + len(subjectKeyIDHead) + len(keyID) + len(fixed)
-	list := sizeOf(extensions)
-	size := len(version3) + sizeOf(len(number)) + len(t.algorithm) + len(t.issuer) + sizeOf(validitySize) +
-		sizeOf(len(subject)) + len(r.SPKI) + sizeOf(list)
-	if size > maxLength {
-		return nil, fmt.Errorf("a TBSCertificate of %d octets; %d is the most", size, maxLength)
-	}
+	list := tlv.Size(extensions)
+	size := len(version3) + tlv.Size(len(number)) + len(t.algorithm) + len(t.issuer) + tlv.Size(validitySize) +
+		tlv.Size(len(subject)) + len(r.SPKI) + tlv.Size(list)
 
-	b := make([]byte, 0, sizeOf(size))
-	b = appendHead(b, der.SEQUENCE, size)
+	b := make([]byte, 0, tlv.Size(size))
+	b = tlv.AppendHead(b, der.SEQUENCE, size)
 	b = append(b, version3...)
-	b = append(appendHead(b, der.INTEGER, len(number)), number[:]...)
+	b = append(tlv.AppendHead(b, der.INTEGER, len(number)), number[:]...)
 	b = append(b, t.algorithm...)
 	b = append(b, t.issuer...)
-	b = appendHead(b, der.SEQUENCE, validitySize)
+	b = tlv.AppendHead(b, der.SEQUENCE, validitySize)
 	b = appendTime(b, v.notBefore)
 	b = appendTime(b, v.notAfter)
-	b = append(appendHead(b, der.SEQUENCE, len(subject)), subject...)
+	b = append(tlv.AppendHead(b, der.SEQUENCE, len(subject)), subject...)
 	b = append(b, r.SPKI...)
-	b = appendHead(b, der.Tag(3).ContextSpecific().Constructed(), list)
-	b = appendHead(b, der.SEQUENCE, extensions)
+	b = tlv.AppendHead(b, der.Tag(3).ContextSpecific().Constructed(), list)
+	b = tlv.AppendHead(b, der.SEQUENCE, extensions)
 	b = names.append(b)
 	b = append(append(b, subjectKeyIDHead...), keyID[:]...)
 	return append(b, fixed...), nil
@@ -67,44 +65,14 @@ var (
 	subjectKeyIDHead = []byte{0x30, 29, 6, 3, 0x55, 0x1d, 14, 4, 22, 4, 20}
 )
 
-// sizeOf returns the octets of a TLV with n octets of content and a tag of one octet.
-func sizeOf(n int) int {
-	switch {
-	case n < 0x80:
-		return 2 + n
-	case n < 0x100:
-		return 3 + n
-	case n < 0x10000:
-		return 4 + n
-	}
-	return 5 + n // up to maxLength
-}
-
-// maxLength is the longest content that sizeOf and appendHead know.
-const maxLength = 1<<24 - 1
-
-// appendHead appends tag and length of a TLV (X.690 section 8.1.3, the shortest form).
-func appendHead(b []byte, tag der.Tag, n int) []byte {
-	b = append(b, byte(tag))
-	switch {
-	case n < 0x80:
-		return append(b, byte(n))
-	case n < 0x100:
-		return append(b, 0x81, byte(n))
-	case n < 0x10000:
-		return append(b, 0x82, byte(n>>8), byte(n))
-	}
-	return append(b, 0x83, byte(n>>16), byte(n>>8), byte(n))
-}
-
 // inUTCTime: UTCTime through 2049 and GeneralizedTime from then on (RFC 5280 section 4.1.2.5).
 func inUTCTime(t time.Time) bool { return t.UTC().Year() < 2050 }
 
 func sizeOfTime(t time.Time) int {
 	if inUTCTime(t) {
-		return sizeOf(len("YYMMDDHHMMSSZ"))
+		return tlv.Size(len("YYMMDDHHMMSSZ"))
 	}
-	return sizeOf(len("YYYYMMDDHHMMSSZ"))
+	return tlv.Size(len("YYYYMMDDHHMMSSZ"))
 }
 
 func appendTime(b []byte, t time.Time) []byte {
@@ -112,9 +80,9 @@ func appendTime(b []byte, t time.Time) []byte {
 	year, month, day := t.Date()
 	hour, minute, second := t.Clock()
 	if inUTCTime(t) {
-		b = appendHead(b, der.UTCTime, len("YYMMDDHHMMSSZ"))
+		b = tlv.AppendHead(b, der.UTCTime, len("YYMMDDHHMMSSZ"))
 	} else {
-		b = appendTwoDigits(appendHead(b, der.GeneralizedTime, len("YYYYMMDDHHMMSSZ")), year/100)
+		b = appendTwoDigits(tlv.AppendHead(b, der.GeneralizedTime, len("YYYYMMDDHHMMSSZ")), year/100)
 	}
 	for _, n := range [6]int{year % 100, int(month), day, hour, minute, second} {
 		b = appendTwoDigits(b, n)

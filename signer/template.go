@@ -9,6 +9,7 @@ import (
 	"github.com/certmill/certmill/internal/crldp"
 	"github.com/certmill/certmill/internal/profile"
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/tlv"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -80,11 +81,11 @@ func (t *template) extensionsFor(number serial.Number) []byte {
 // assemble returns the Certificate: the TBSCertificate, the algorithm and the signature
 // (RFC 5280 section 4.1).
 func (t *template) assemble(tbs, signature []byte) []byte {
-	size := len(tbs) + len(t.algorithm) + sizeOf(1+len(signature))
-	b := make([]byte, 0, sizeOf(size))
-	b = appendHead(b, der.SEQUENCE, size)
+	size := len(tbs) + len(t.algorithm) + tlv.Size(1+len(signature))
+	b := make([]byte, 0, tlv.Size(size))
+	b = tlv.AppendHead(b, der.SEQUENCE, size)
 	b = append(b, tbs...)
 	b = append(b, t.algorithm...)
-	b = append(appendHead(b, der.BIT_STRING, 1+len(signature)), 0) // no unused bits
+	b = append(tlv.AppendHead(b, der.BIT_STRING, 1+len(signature)), 0) // no unused bits
 	return append(b, signature...)
 }

@@ -9,6 +9,7 @@ import (
 	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/certmill/certmill/internal/serial"
+	"github.com/certmill/certmill/internal/tlv"
 )
 
 // Header is what a CRL says beside its entries (RFC 5280 section 5.1).
@@ -49,7 +50,7 @@ var (
 )
 
 const (
-	tagSequence    = 0x30
+	tagSequence    = byte(0x30)
 	tagExtensions  = 0xa0 // [0] EXPLICIT
 	serialTLV      = 2 + serial.Size
 	utcTimeTLV     = 2 + len("YYMMDDHHMMSSZ")
@@ -93,23 +94,6 @@ func appendTime(dst []byte, t time.Time) []byte {
 
 func late(t time.Time) bool { return t.UTC().Year() >= 2050 }
 
-// appendHeader adds tag and length; contents of n octets follow.
-func appendHeader(dst []byte, tag byte, n int64) []byte {
-	dst = append(dst, tag)
-	if n < 0x80 {
-		return append(dst, byte(n))
-	}
-	octets := 1
-	for v := n >> 8; v > 0; v >>= 8 {
-		octets++
-	}
-	dst = append(dst, 0x80|byte(octets))
-	for i := octets - 1; i >= 0; i-- {
-		dst = append(dst, byte(n>>(8*i)))
-	}
-	return dst
-}
-
 // ends returns the tbsCertList without its entries: what goes before and after them.
 func (h *Header) ends() (head, tail []byte, err error) {
 	if tail, err = h.extensions(); err != nil {
@@ -119,10 +103,10 @@ func (h *Header) ends() (head, tail []byte, err error) {
 	body = append(body, h.Issuer...)
 	body = appendTime(appendTime(body, h.ThisUpdate), h.NextUpdate)
 	if n := h.Count.entriesLength(); n > 0 { // without entries the list is left out
-		body = appendHeader(body, tagSequence, n)
+		body = tlv.AppendHead(body, tagSequence, n)
 	}
 	total := int64(len(body)+len(tail)) + h.Count.entriesLength()
-	return append(appendHeader(nil, tagSequence, total), body...), tail, nil
+	return append(tlv.AppendHead(nil, tagSequence, total), body...), tail, nil
 }
 
 func (h *Header) extensions() ([]byte, error) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 
+	"github.com/certmill/certmill/internal/tlv"
 	"github.com/certmill/certmill/ledger"
 )
 
@@ -173,7 +174,7 @@ func (w *writer) entries(want Count, entries Entries) error {
 
 // finish adds algorithm and signature, and then the tag and length before all.
 func (w *writer) finish(algorithm, signature []byte) (Made, error) {
-	end := appendHeader(append([]byte(nil), algorithm...), 0x03, int64(len(signature)+1)) // BIT STRING
+	end := tlv.AppendHead(append([]byte(nil), algorithm...), byte(0x03), int64(len(signature)+1)) // BIT STRING
 	end = append(append(end, 0), signature...)
 	if err := w.write(end); err != nil {
 		return Made{}, err
@@ -181,7 +182,7 @@ func (w *writer) finish(algorithm, signature []byte) (Made, error) {
 	if err := w.flush(); err != nil {
 		return Made{}, err
 	}
-	outer := appendHeader(make([]byte, 0, ChunkBytes), tagSequence, w.bytes)
+	outer := tlv.AppendHead(make([]byte, 0, ChunkBytes), tagSequence, w.bytes)
 	m := Made{Bytes: w.bytes + int64(len(outer)), Chunks: w.next}
 	w.digest.Sum(m.Digest[:0])
 	if err := w.put(0, append(outer, w.first...)); err != nil {
