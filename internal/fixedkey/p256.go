@@ -21,16 +21,21 @@ import (
 const (
 	// size of a scalar, a coordinate and what is used of a digest, in octets.
 	size = 32
-	// digits is how many values but 0 an octet of a scalar has.
-	digits = 255
+	// window is how many bits of a scalar make a digit. More make fewer additions, and
+	// more memory that has to be fetched into the processor's caches each time.
+	window = 7
+	// digits is how many values but 0 a digit has.
+	digits = 1<<window - 1
+	// places is how many digits a scalar has.
+	places = (8*size + window - 1) / window
 )
 
-// P256 verifies signatures of one key on P-256. It holds 783 KB of multiples of the
+// P256 verifies signatures of one key on P-256. It holds 451 KB of multiples of the
 // key's point, takes some milliseconds to make, and is safe for concurrent use.
 type P256 struct {
 	order *big.Int
-	// multiples[i][d-1] is d·256^i·Q.
-	multiples *[size][digits]nistec.P256Point
+	// multiples[i][d-1] is d·2^(i·window)·Q.
+	multiples *[places][digits]nistec.P256Point
 }
 
 // NewP256 computes the multiples of key. It fails for a key on another curve, or that
@@ -47,7 +52,7 @@ func NewP256(key *ecdsa.PublicKey) (*P256, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the key is no point of P-256: %w", err)
 	}
-	v := &P256{order: elliptic.P256().Params().N, multiples: new([size][digits]nistec.P256Point)}
+	v := &P256{order: elliptic.P256().Params().N, multiples: new([places][digits]nistec.P256Point)}
 	for i := range v.multiples {
 		row := &v.multiples[i]
 		row[0].Set(base)
@@ -79,10 +84,18 @@ func (v *P256) Verify(digest, signature []byte) bool {
 	if err != nil {
 		return false
 	}
-	for i, d := range u2.FillBytes(octets[:]) {
-		if d != 0 {
-			sum.Add(sum, &v.multiples[size-1-i][d-1])
+	u2.FillBytes(octets[:])
+	// All are fetched before the first is used, so that the waits for memory overlap.
+	var terms [places]nistec.P256Point
+	n := 0
+	for i := range v.multiples {
+		if d := digit(&octets, i); d != 0 {
+			terms[n] = v.multiples[i][d-1]
+			n++
 		}
+	}
+	for i := range n {
+		sum.Add(sum, &terms[i])
 	}
 	x, err := sum.BytesX()
 	if err != nil { // the point at infinity
@@ -94,6 +107,17 @@ func (v *P256) Verify(digest, signature []byte) bool {
 
 // scalar reports whether n is between 1 and the order of the curve.
 func (v *P256) scalar(n *big.Int) bool { return n.Sign() > 0 && n.Cmp(v.order) < 0 }
+
+// digit returns the i-th digit of a scalar, the lowest being the first.
+func digit(scalar *[size]byte, i int) int {
+	bit := i * window
+	at := size - 1 - bit/8
+	two := int(scalar[at])
+	if at > 0 {
+		two |= int(scalar[at-1]) << 8
+	}
+	return two >> (bit % 8) & digits
+}
 
 func parse(signature []byte) (r, s *big.Int, ok bool) {
 	r, s = new(big.Int), new(big.Int)
