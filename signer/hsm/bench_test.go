@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -72,14 +73,19 @@ func BenchmarkSignBare(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	lib, digest := key.token.module.lib, make([]byte, 32)
-	for b.Loop() {
-		if err := lib.SignInit(s.handle, mechanism(pkcs11.CKM_ECDSA, nil), handle); err != nil {
-			b.Fatal(err)
+	lib, ecdsa := key.token.module.lib, pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)
+	for _, n := range []int{1, groupSize} {
+		digests := make([][]byte, n)
+		for i := range digests {
+			digests[i] = make([]byte, 32)
 		}
-		if _, err := lib.Sign(s.handle, digest); err != nil {
-			b.Fatal(err)
-		}
+		b.Run(fmt.Sprintf("group=%d", n), func(b *testing.B) {
+			for i := 0; i < b.N; i += n {
+				if _, err := lib.SignEach(s.handle, ecdsa, handle, digests, 64); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

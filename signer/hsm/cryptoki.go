@@ -9,7 +9,7 @@ import (
 )
 
 // cryptoki is the part of PKCS#11 that is used. A *pkcs11.Ctx has it but for
-// Initialize; tests wrap it to force what no real module can be made to show.
+// Initialize and SignEach; tests wrap it to force what no real module can be made to show.
 type cryptoki interface {
 	Initialize() error
 	Finalize() error
@@ -27,13 +27,13 @@ type cryptoki interface {
 	GenerateKeyPair(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pkcs11.ObjectHandle, pkcs11.ObjectHandle, error)
 	CopyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
-	SignInit(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error
-	Sign(s pkcs11.SessionHandle, message []byte) ([]byte, error)
+	SignEach(s pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle, messages [][]byte, size int) ([][]byte, error)
 }
 
 // library is a loaded PKCS#11 library.
 type library struct {
 	*pkcs11.Ctx
+	functions  *functions
 	parameters []byte // for C_Initialize, NUL-terminated; nil for none
 }
 
@@ -44,10 +44,14 @@ func loadLibrary(path, parameters string) (cryptoki, error) {
 	if ctx == nil {
 		return nil, fmt.Errorf("%s cannot be loaded: it is missing, needs another library, or is no PKCS#11 module", path)
 	}
-	if parameters == "" {
-		return library{Ctx: ctx}, nil
+	list, err := functionsOf(path)
+	if err != nil {
+		return nil, err
 	}
-	return library{ctx, append([]byte(parameters), 0)}, nil
+	if parameters == "" {
+		return library{ctx, list, nil}, nil
+	}
+	return library{ctx, list, append([]byte(parameters), 0)}, nil
 }
 
 // Initialize calls C_Initialize with CKF_OS_LOCKING_OK: sessions are used from many threads.

@@ -25,9 +25,15 @@ const (
 
 // operation is one signature as PKCS#11 wants it.
 type operation struct {
-	mechanism []*pkcs11.Mechanism
+	mechanism *pkcs11.Mechanism
 	input     []byte
+	size      int // of the signature that the token makes, in octets
 	encode    func(raw []byte) ([]byte, error)
+}
+
+// alike reports whether a and b may stand in one call of SignEach, with the same key.
+func (a operation) alike(b operation) bool {
+	return a.mechanism.Mechanism == b.mechanism.Mechanism && bytes.Equal(a.mechanism.Parameter, b.mechanism.Parameter)
 }
 
 // newOperation chooses mechanism, input and output encoding. Its errors are the caller's.
@@ -51,17 +57,10 @@ func newOperation(public crypto.PublicKey, digest []byte, opts crypto.SignerOpts
 		if hash != 0 {
 			return operation{}, fmt.Errorf("%w: Ed25519 signs the message, not its digest", errRefused)
 		}
-		return operation{mechanism(ckmEdDSA, nil), digest, exactly(ed25519.SignatureSize)}, nil
+		return exactly(pkcs11.NewMechanism(ckmEdDSA, nil), digest, ed25519.SignatureSize), nil
 	default:
 		return operation{}, fmt.Errorf("%w: no signatures with a %T", errRefused, public)
 	}
-}
-
-func mechanism(m uint, parameter []byte) []*pkcs11.Mechanism {
-	if parameter == nil {
-		return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}
-	}
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, parameter)}
 }
 
 // ecdsaOperation signs the leftmost bits of the digest, as many as the order has
@@ -71,7 +70,7 @@ func ecdsaOperation(public *ecdsa.PublicKey, digest []byte) operation {
 	if len(digest) > size {
 		digest = digest[:size]
 	}
-	return operation{mechanism(pkcs11.CKM_ECDSA, nil), digest, func(raw []byte) ([]byte, error) { return ecdsaASN1(raw, size) }}
+	return operation{pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil), digest, 2 * size, func(raw []byte) ([]byte, error) { return ecdsaASN1(raw, size) }}
 }
 
 // ecdsaASN1 turns r‖s (v2.40 mechanisms, section 2.3.1) into an ECDSA-Sig-Value
@@ -110,7 +109,7 @@ func pkcs1Operation(public *rsa.PublicKey, hash crypto.Hash, digest []byte) (ope
 		return operation{}, fmt.Errorf("%w: RSA signs SHA-256, SHA-384 or SHA-512, not %s", errRefused, hash)
 	}
 	input := append(bytes.Clone(prefix), digest...)
-	return operation{mechanism(pkcs11.CKM_RSA_PKCS, nil), input, exactly(public.Size())}, nil
+	return exactly(pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS, nil), input, public.Size()), nil
 }
 
 var pssHashes = map[crypto.Hash]struct{ hash, mgf uint }{
@@ -132,17 +131,17 @@ func pssOperation(public *rsa.PublicKey, hash crypto.Hash, digest []byte, opts *
 		return operation{}, fmt.Errorf("%w: a PSS salt of %d octets", errRefused, salt)
 	}
 	params := pkcs11.NewPSSParams(h.hash, h.mgf, uint(salt))
-	return operation{mechanism(pkcs11.CKM_RSA_PKCS_PSS, params), digest, exactly(public.Size())}, nil
+	return exactly(pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_PSS, params), digest, public.Size()), nil
 }
 
-// exactly checks the length of a signature that needs no encoding.
-func exactly(size int) func([]byte) ([]byte, error) {
-	return func(raw []byte) ([]byte, error) {
+// exactly is an operation whose signature needs no encoding; its length is checked.
+func exactly(m *pkcs11.Mechanism, input []byte, size int) operation {
+	return operation{m, input, size, func(raw []byte) ([]byte, error) {
 		if len(raw) != size {
 			return nil, fmt.Errorf("%w: it has %d octets, not %d", errWrongSignature, len(raw), size)
 		}
 		return raw, nil
-	}
+	}}
 }
 
 // testHash is the hash of test signatures; 0 for Ed25519.

@@ -157,7 +157,7 @@ func (t *Token) generate(s *session, how recipe, label string, id []byte) error 
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_SIGN, true))
-	_, handle, err := t.module.lib.GenerateKeyPair(s.handle, mechanism(how.mechanism, nil), public, private)
+	_, handle, err := t.module.lib.GenerateKeyPair(s.handle, []*pkcs11.Mechanism{pkcs11.NewMechanism(how.mechanism, nil)}, public, private)
 	if err != nil {
 		return fmt.Errorf("C_GenerateKeyPair: %w", err)
 	}

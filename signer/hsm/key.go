@@ -15,7 +15,6 @@ import (
 	"go.opentelemetry.io/otel/codes"
 
 	"github.com/certmill/certmill/internal/problem"
-	"github.com/certmill/certmill/internal/telemetry"
 )
 
 // Key is a private key in a token. It is a crypto.Signer, safe for concurrent use,
@@ -148,42 +147,37 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err != nil {
 		return nil, err
 	}
-	t := k.token
-	return t.guarded(func() ([]byte, error) {
-		begin := time.Now()
-		s, err := t.acquire(ctx)
-		if err != nil {
-			return nil, err
-		}
-		got := time.Now()
-		telemetry.Observe(ctx, t.metrics.wait, got.Sub(begin).Seconds())
-		return runOn(ctx, t, s, t.cfg.CallTimeout, func(s *session) ([]byte, error) {
-			sig, err := try(t, s, k, func(s *session) ([]byte, error) { return k.signOn(s, op) })
-			if err == nil {
-				t.signatures.Add(1)
-				telemetry.Observe(ctx, t.metrics.sign, time.Since(got).Seconds())
-			}
-			return sig, err
-		})
-	})
+	if err := k.token.admit(); err != nil {
+		return nil, err
+	}
+	return k.token.wait(&turn{ctx: ctx, key: k, op: op, since: time.Now(), done: make(chan result[[]byte], 1)})
 }
 
-// signOn makes one signature on a session.
-func (k *Key) signOn(s *session, op operation) ([]byte, error) {
+// signOn makes signatures on a session, by operations that are alike, up to the first
+// that fails.
+func (k *Key) signOn(s *session, ops []operation) ([][]byte, error) {
 	handle, err := k.handle(s)
 	if err != nil {
 		return nil, err
 	}
-	lib := k.token.module.lib
-	if err := lib.SignInit(s.handle, op.mechanism, handle); err != nil {
-		return nil, fmt.Errorf("C_SignInit: %w", err)
+	inputs := make([][]byte, len(ops))
+	for i, op := range ops {
+		inputs[i] = op.input
 	}
-	raw, err := lib.Sign(s.handle, op.input)
-	if err != nil {
-		return nil, fmt.Errorf("C_Sign: %w", err)
+	// With room for what is longer than it should be: encode says so.
+	raws, err := k.token.module.lib.SignEach(s.handle, ops[0].mechanism, handle, inputs, ops[0].size+signatureSlack)
+	signed := make([][]byte, 0, len(raws))
+	for i, raw := range raws {
+		sig, err := ops[i].encode(raw)
+		if err != nil {
+			return signed, err
+		}
+		signed = append(signed, sig)
 	}
-	return op.encode(raw)
+	return signed, err
 }
+
+const signatureSlack = 16 // octets
 
 // testText is what test signatures sign, with random bits. It is no certificate, so
 // its signature is of no use to anybody.
@@ -205,11 +199,11 @@ func (k *Key) test(s *session) error {
 	if err != nil {
 		return err
 	}
-	sig, err := k.signOn(s, op)
+	sigs, err := k.signOn(s, []operation{op})
 	if err != nil {
 		return err
 	}
-	if err := Verify(k.public, digest, sig, opts); err != nil {
+	if err := Verify(k.public, digest, sigs[0], opts); err != nil {
 		return fmt.Errorf("%w: test signature: %w", errWrongSignature, err)
 	}
 	return nil

@@ -52,7 +52,7 @@ func newMetrics(r prometheus.Registerer, t *Token) *metrics {
 		remedyNames[i] = string(r)
 	}
 	m := &metrics{
-		sign:      histogram("certmill_hsm_sign_seconds", "Time of one signature inside the module, mending included."),
+		sign:      histogram("certmill_hsm_sign_seconds", "Time of one signature inside the module, mending included; of several made in one call the mean."),
 		wait:      histogram("certmill_hsm_wait_seconds", "Time a signature waited for a session."),
 		errors:    counters("certmill_hsm_errors_total", "Failed PKCS#11 operations by what helps against them.", "remedy", remedyNames...),
 		reinits:   counters("certmill_hsm_reinitialisations_total", "C_Finalize and C_Initialize, by result.", "result", "ok", "failed"),

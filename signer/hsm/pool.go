@@ -2,7 +2,7 @@ package hsm
 
 import "context"
 
-// acquire takes a session, waiting until ctx ends or the token is closed.
+// acquire takes a session, waiting until ctx ends, the token is closed or is stuck.
 func (t *Token) acquire(ctx context.Context) (*session, error) {
 	select {
 	case <-t.closing:
@@ -19,6 +19,8 @@ func (t *Token) acquire(ctx context.Context) (*session, error) {
 		return s, nil
 	case <-t.closing:
 		return nil, ErrClosed
+	case <-t.stuck:
+		return nil, errModuleDead
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

@@ -118,24 +118,32 @@ func (s *seam) GetAttributeValue(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, 
 	return values, err
 }
 
-func (s *seam) SignInit(h pkcs11.SessionHandle, m []*pkcs11.Mechanism, o pkcs11.ObjectHandle) error {
-	if err := s.ask("SignInit"); err != nil {
-		return err
-	}
-	return s.cryptoki.SignInit(h, m, o)
-}
-
-func (s *seam) Sign(h pkcs11.SessionHandle, message []byte) ([]byte, error) {
-	if err := s.ask("Sign"); err != nil {
+func (s *seam) SignEach(h pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle, messages [][]byte, size int) ([][]byte, error) {
+	if err := s.ask("SignEach"); err != nil {
 		return nil, err
 	}
-	sig, err := s.cryptoki.Sign(h, message)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.spoil != nil && err == nil {
-		s.spoil(sig)
+	var signatures [][]byte
+	for _, message := range messages {
+		if err := s.ask("SignInit"); err != nil {
+			return signatures, err
+		}
+		if err := s.ask("Sign"); err != nil {
+			// The operation stays active, as with a token that fails in C_Sign.
+			_ = s.cryptoki.(library).SignInit(h, []*pkcs11.Mechanism{m}, o)
+			return signatures, err
+		}
+		one, err := s.cryptoki.SignEach(h, m, o, [][]byte{message}, size)
+		if err != nil {
+			return signatures, err
+		}
+		s.mu.Lock()
+		if s.spoil != nil {
+			s.spoil(one[0])
+		}
+		s.mu.Unlock()
+		signatures = append(signatures, one[0])
 	}
-	return sig, err
+	return signatures, nil
 }
 
 // seams are the modules with a seam, by path: a module lives as long as the process.

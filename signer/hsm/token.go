@@ -45,6 +45,7 @@ type Token struct {
 	module  *module
 	info    Info
 
+	turns      turns
 	free       chan *session // the idle sessions; its capacity is their number
 	closing    chan struct{} // closed by Close
 	closeOnce  sync.Once
