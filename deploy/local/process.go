@@ -82,6 +82,7 @@ func (p *Process) run(namespace string, started chan<- error) {
 		started <- err
 		return
 	}
+	defer childSlack()()
 	if err := p.cmd.Start(); err != nil {
 		started <- err
 		return

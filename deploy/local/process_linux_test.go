@@ -1,7 +1,10 @@
 package local
 
 import (
+	"errors"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -18,7 +21,8 @@ func TestWhatABatchProcessStartsIsScheduledSo(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	ordinary := func() {
-		if err := everyThread(unix.SCHED_BATCH, unix.SCHED_NORMAL); err != nil {
+		batch.Store(false)
+		if err := errors.Join(everyThread(unix.SCHED_BATCH, unix.SCHED_NORMAL), ownSlack(0)); err != nil {
 			t.Error(err)
 		}
 	}
@@ -34,5 +38,30 @@ func TestWhatABatchProcessStartsIsScheduledSo(t *testing.T) {
 		if got := scheduled(); got != "3" {
 			t.Errorf("a child is scheduled by policy %s, not by SCHED_BATCH", got)
 		}
+	}
+}
+
+func TestTimersOfWhatABatchProcessStartsMayBeLate(t *testing.T) {
+	childs := func() string {
+		log := filepath.Join(t.TempDir(), "log")
+		p, err := Start(Command{Name: "sh", Path: "/bin/sh", Args: []string{"-c", "cat /proc/$$/timerslack_ns"}, Log: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-p.Done()
+		out, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	before := childs()
+	batch.Store(true)
+	if got := childs(); got != "1000000" {
+		t.Errorf("the timer slack of a child is %s ns, not 1 ms", got)
+	}
+	batch.Store(false)
+	if got := childs(); got != before {
+		t.Errorf("the timer slack of a later child is %s ns, and was %s", got, before)
 	}
 }

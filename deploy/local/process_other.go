@@ -15,5 +15,7 @@ func attributes(_ syscall.Signal, cred *syscall.Credential) *syscall.SysProcAttr
 
 func enter(string) error { return errors.New("network namespaces are Linux's") }
 
-// Batch does nothing: the scheduling class is Linux's.
+// Batch does nothing: the scheduling class and the timer slack are Linux's.
 func Batch() error { return nil }
+
+func childSlack() (undo func()) { return func() {} }
