@@ -110,3 +110,19 @@ func TestARevokedRecordIsVerifiedOnce(t *testing.T) {
 		t.Errorf("of a signer that is gone: %v", by)
 	}
 }
+
+// To count is to read all of Redis, so short sweeps leave it out.
+func TestWhatWasJustCountedIsNotCountedAgain(t *testing.T) {
+	w := newWorld(t)
+	p := w.presign(func(c *Config, _ *Deps) { c.SweepInterval = time.Hour })
+	w.eventually("complete", w.complete)
+	w.eventually("the first sweep has ended", func() bool { return p.metric(t, "sweep_running") == 0 })
+	counted := p.metric(t, "redis_records")
+	st := w.issue(100 * time.Hour)
+	p.sweepSoon()
+	w.eventuallyWithin(30*time.Second, "a record", func() bool { _, ok := w.record(st.Serial); return ok })
+	w.eventually("the sweep has ended", func() bool { return p.metric(t, "sweep_running") == 0 })
+	if got := p.metric(t, "redis_records"); got != counted {
+		t.Errorf("a sweep a moment after another counted anew: %v records after %v", got, counted)
+	}
+}

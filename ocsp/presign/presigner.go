@@ -33,6 +33,7 @@ type Presigner struct {
 	keys     keyring    // used under sharedMu
 	leases   leases
 	checked  checked
+	counted  time.Time // when the records in Redis were counted; of the sweep
 }
 
 // New checks cfg and makes a Presigner; it opens nothing.

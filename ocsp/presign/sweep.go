@@ -66,6 +66,9 @@ func (c *Config) pause(took time.Duration) time.Duration {
 	return min(max(cheap, minPause), c.SweepInterval)
 }
 
+// countPause is how long what was counted in Redis stands, at most.
+const countPause = time.Minute
+
 // errNotYet says that this presigner has no share of the work or no signers yet.
 var errNotYet = errors.New("nothing to sweep with yet")
 
@@ -135,8 +138,11 @@ func (p *Presigner) sweep(ctx context.Context) (took time.Duration, err error) {
 		return 0, err
 	}
 	p.metrics.setTotal(s.examined)
-	if len(p.kick) == 0 { // there is no more urgent work
-		err = p.count(ctx, s.mask)
+	// Redis is walked through whole, empty shards too, so not after each of many short sweeps.
+	if len(p.kick) == 0 && time.Since(p.counted) >= min(countPause, p.cfg.SweepInterval) {
+		if err = p.count(ctx, s.mask); err == nil {
+			p.counted = time.Now()
+		}
 	}
 	return time.Since(s.start) - s.waited, err
 }
