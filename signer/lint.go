@@ -29,11 +29,11 @@ import (
 )
 
 // Certificates are linted before the HSM signs them, when a bad one can still be
-// stopped: a throw-away key signs the very bytes of the TBSCertificate that the
-// issuer's key is to sign, and zlint reads the result. All that differs is the value of
-// the signature. Boulder, whose idea this is, has to compare a fake issuer with the
-// real one, since crypto/x509 builds its certificate twice; here there is one
-// TBSCertificate.
+// stopped: zlint reads the very bytes of the TBSCertificate that the issuer's key is to
+// sign, with a signature of the same kind below it that a throw-away key has made of
+// something else. All that differs is the value of the signature. Boulder, whose idea
+// this is, has to compare a fake issuer with the real one, since crypto/x509 builds its
+// certificate twice; here there is one TBSCertificate.
 
 // blindLints judge by the value of the signature, so on a throw-away key's they pass
 // whatever the issuer is: they are left out rather than believed. What they look for
@@ -81,11 +81,11 @@ func (l *linter) check(s *scheme, t *template, tbs []byte) error {
 	if l.registry == nil {
 		return nil
 	}
-	der, err := throwAwaySign(s, t, tbs)
+	signature, err := strangers[s.algorithm]()
 	if err != nil {
 		return fmt.Errorf("lint: %w", err)
 	}
-	cert, err := zx509.ParseCertificate(der)
+	cert, err := zx509.ParseCertificate(t.assemble(tbs, signature))
 	if err != nil {
 		return fmt.Errorf("lint: the certificate cannot be read back: %w", err)
 	}
@@ -163,36 +163,39 @@ var sampleKeys = sync.OnceValues(func() (map[csr.KeyType][]byte, error) {
 	}
 })
 
-// The throw-away keys, one of each kind that issuers have, made when first needed.
-var (
-	throwAwayP256 = sync.OnceValues(func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) })
-	throwAwayP384 = sync.OnceValues(func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P384(), rand.Reader) })
-	throwAwayRSA  = sync.OnceValues(func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) })
-	throwAwayEd   = sync.OnceValues(func() (crypto.Signer, error) {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		return key, err
-	})
-)
+// strangers are signatures by throw-away keys, one of each kind that issuers make, made
+// when first needed.
+var strangers = map[x509.SignatureAlgorithm]func() ([]byte, error){
+	x509.ECDSAWithSHA256:  stranger(ecdsaKey(elliptic.P256()), crypto.SHA256),
+	x509.ECDSAWithSHA384:  stranger(ecdsaKey(elliptic.P384()), crypto.SHA384),
+	x509.SHA256WithRSA:    stranger(rsaKey, crypto.SHA256),
+	x509.SHA256WithRSAPSS: stranger(rsaKey, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}),
+	x509.PureEd25519:      stranger(ed25519Key, crypto.Hash(0)),
+}
 
-func throwAwaySign(s *scheme, t *template, tbs []byte) ([]byte, error) {
-	generate := throwAwayP256
-	switch s.algorithm {
-	case x509.ECDSAWithSHA384:
-		generate = throwAwayP384
-	case x509.SHA256WithRSA, x509.SHA256WithRSAPSS:
-		generate = throwAwayRSA
-	case x509.PureEd25519:
-		generate = throwAwayEd
-	}
-	key, err := generate()
-	if err != nil {
-		return nil, err
-	}
-	signature, err := key.Sign(rand.Reader, s.digest(tbs), s.options)
-	if err != nil {
-		return nil, err
-	}
-	return t.assemble(tbs, signature), nil
+func ecdsaKey(curve elliptic.Curve) func() (crypto.Signer, error) {
+	return func() (crypto.Signer, error) { return ecdsa.GenerateKey(curve, rand.Reader) }
+}
+
+func rsaKey() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 2048) }
+
+func ed25519Key() (crypto.Signer, error) {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	return key, err
+}
+
+func stranger(generate func() (crypto.Signer, error), options crypto.SignerOpts) func() ([]byte, error) {
+	return sync.OnceValues(func() ([]byte, error) {
+		key, err := generate()
+		if err != nil {
+			return nil, err
+		}
+		var digest []byte
+		if hash := options.HashFunc(); hash != 0 {
+			digest = make([]byte, hash.Size())
+		}
+		return key.Sign(rand.Reader, digest, options)
+	})
 }
 
 // A sampler picks an even share of calls: with 0.25 every fourth. Safe for concurrent use.
