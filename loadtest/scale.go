@@ -154,7 +154,7 @@ func (c *crew) join(o *options) error {
 		c.there++
 	}
 	c.args = []string{self, "signer", "--config", filepath.Join(dir, "config", "signer-1.yaml")}
-	c.env = []string{"CERTMILL_SIGNER_NAME=loadtest-{n}", "CERTMILL_SIGNER_TELEMETRY_LISTEN=", "CERTMILL_SIGNER_TELEMETRY_LOG_LEVEL=warn", "SOFTHSM2_CONF=" + filepath.Join(dir, "softhsm2.conf"), "GOGC=300"}
+	c.env = []string{"CERTMILL_SIGNER_NAME=loadtest-{n}", "CERTMILL_SIGNER_TELEMETRY_LISTEN=", "CERTMILL_SIGNER_TELEMETRY_LOG_LEVEL=warn", "SOFTHSM2_CONF=" + filepath.Join(dir, "softhsm2.conf")}
 	return nil
 }
 

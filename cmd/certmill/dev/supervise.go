@@ -81,22 +81,15 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 	return p, errors.Join(err, os.Rename(c.pid+".new", c.pid))
 }
 
-// environment is what a role inherits. They share this machine: the garbage collector
-// is told that memory is cheaper than cores, and the scheduler of each that half of the
-// cores are its own. Work that waits for a core of its own process costs less than
-// threads of seven processes that look for work on two cores. The gateway may have all:
-// every request comes through it twice, and while one message is being signed it is
-// often the only one with work.
+// environment is what a role inherits. They share this machine: the scheduler of each is
+// told that half of the cores are its own. Work that waits for a core of its own process
+// costs less than threads of seven processes that look for work on two cores. The gateway
+// may have all: every request comes through it twice, and while one message is being
+// signed it is often the only one with work.
 func (d *dev) environment(role string) []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
-	defaults := map[string]string{"GOGC": "300", "GOMAXPROCS": strconv.Itoa(share())}
-	if role == "gateway" {
-		delete(defaults, "GOMAXPROCS")
-	}
-	for name, value := range defaults {
-		if os.Getenv(name) == "" {
-			env = append(env, name+"="+value)
-		}
+	if role != "gateway" && os.Getenv("GOMAXPROCS") == "" {
+		env = append(env, "GOMAXPROCS="+strconv.Itoa(share()))
 	}
 	return env
 }

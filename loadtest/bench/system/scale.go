@@ -234,7 +234,7 @@ func (c *crew) grow(ctx context.Context, n int) error {
 		}
 		m := &member{cmd: c.stack.Command("signer", "--config", filepath.Join(c.stack.Dir, "config", "signer-1.yaml")), operator: port}
 		m.cmd.Env = append(m.cmd.Env, "CERTMILL_SIGNER_NAME=bench-"+strconv.Itoa(i+2), "CERTMILL_SIGNER_TELEMETRY_LISTEN="+port,
-			"CERTMILL_SIGNER_TELEMETRY_LOG_LEVEL=warn", "SOFTHSM2_CONF="+filepath.Join(c.stack.Dir, "softhsm2.conf"), "GOGC=300")
+			"CERTMILL_SIGNER_TELEMETRY_LOG_LEVEL=warn", "SOFTHSM2_CONF="+filepath.Join(c.stack.Dir, "softhsm2.conf"))
 		m.cmd.Stderr = &m.stderr
 		m.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 		if err := m.cmd.Start(); err != nil {
