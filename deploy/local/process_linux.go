@@ -51,7 +51,7 @@ func Batch() error {
 // batch is set by Batch.
 var batch atomic.Bool
 
-const timerSlack = time.Millisecond
+const timerSlack = 200 * time.Microsecond
 
 // ownSlack sets the timer slack of the threads of this process. For others than the
 // calling one that takes CAP_SYS_NICE; without it they are left as they are.

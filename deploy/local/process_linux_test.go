@@ -57,8 +57,8 @@ func TestTimersOfWhatABatchProcessStartsMayBeLate(t *testing.T) {
 	}
 	before := childs()
 	batch.Store(true)
-	if got := childs(); got != "1000000" {
-		t.Errorf("the timer slack of a child is %s ns, not 1 ms", got)
+	if got := childs(); got != "200000" {
+		t.Errorf("the timer slack of a child is %s ns, not 200 µs", got)
 	}
 	batch.Store(false)
 	if got := childs(); got != before {
