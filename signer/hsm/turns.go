@@ -147,6 +147,10 @@ func (t *Token) make(group []*turn, own bool) (keeps bool) {
 		signed, err = runOn(context.Background(), t, s, t.cfg.CallTimeout, func(s *session) ([][]byte, error) {
 			return t.signGroup(s, group)
 		})
+		if err != nil && len(signed) > 0 {
+			// Failures in a row are counted by signature: these came between.
+			_, _ = t.breaker.Execute(func() ([]byte, error) { return nil, nil })
+		}
 		return nil, err
 	})
 	for i, sig := range signed {

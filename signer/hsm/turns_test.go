@@ -138,6 +138,22 @@ func TestOneFailureOfAGroupIsOneCallersOwn(t *testing.T) {
 	}
 }
 
+func TestWhatIsSignedBetweenFailuresKeepsTheTokenIn(t *testing.T) {
+	f := openSeam(t, func(c *Config) { c.Sessions, c.BreakerFailures = 1, 2 })
+	var n atomic.Int32
+	s := queued(t, f, 100, func(s *signers) { s.start(t, 100, t.Context(), f.key) })
+	f.seam.set(func(call string) error {
+		if call == "Sign" && n.Add(1)%12 > 8 { // as often as it is tried
+			return pkcs11.Error(pkcs11.CKR_FUNCTION_FAILED)
+		}
+		return nil
+	})
+	s.all.Wait()
+	if c := f.State(); c.Condition != Ready || c.Recoveries != 0 || len(s.failed) < 2 {
+		t.Errorf("%+v after %d failures", c, len(s.failed))
+	}
+}
+
 func TestATokenThatGoesAwayInAGroupAnswersAll(t *testing.T) {
 	f := openSeam(t, oneSession)
 	f.seam.set(nil)
