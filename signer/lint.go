@@ -81,7 +81,11 @@ func (l *linter) check(s *scheme, t *template, tbs []byte) error {
 	if l.registry == nil {
 		return nil
 	}
-	signature, err := strangers[s.algorithm]()
+	dummy, ok := dummySignatures[s.algorithm]
+	if !ok {
+		return fmt.Errorf("lint: no signatures of %s", s.algorithm)
+	}
+	signature, err := dummy()
 	if err != nil {
 		return fmt.Errorf("lint: %w", err)
 	}
@@ -163,14 +167,14 @@ var sampleKeys = sync.OnceValues(func() (map[csr.KeyType][]byte, error) {
 	}
 })
 
-// strangers are signatures by throw-away keys, one of each kind that issuers make, made
+// dummySignatures are by throw-away keys, one of each kind that issuers make, made
 // when first needed.
-var strangers = map[x509.SignatureAlgorithm]func() ([]byte, error){
-	x509.ECDSAWithSHA256:  stranger(ecdsaKey(elliptic.P256()), crypto.SHA256),
-	x509.ECDSAWithSHA384:  stranger(ecdsaKey(elliptic.P384()), crypto.SHA384),
-	x509.SHA256WithRSA:    stranger(rsaKey, crypto.SHA256),
-	x509.SHA256WithRSAPSS: stranger(rsaKey, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}),
-	x509.PureEd25519:      stranger(ed25519Key, crypto.Hash(0)),
+var dummySignatures = map[x509.SignatureAlgorithm]func() ([]byte, error){
+	x509.ECDSAWithSHA256:  dummySignature(ecdsaKey(elliptic.P256()), crypto.SHA256),
+	x509.ECDSAWithSHA384:  dummySignature(ecdsaKey(elliptic.P384()), crypto.SHA384),
+	x509.SHA256WithRSA:    dummySignature(rsaKey, crypto.SHA256),
+	x509.SHA256WithRSAPSS: dummySignature(rsaKey, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}),
+	x509.PureEd25519:      dummySignature(ed25519Key, crypto.Hash(0)),
 }
 
 func ecdsaKey(curve elliptic.Curve) func() (crypto.Signer, error) {
@@ -184,7 +188,7 @@ func ed25519Key() (crypto.Signer, error) {
 	return key, err
 }
 
-func stranger(generate func() (crypto.Signer, error), options crypto.SignerOpts) func() ([]byte, error) {
+func dummySignature(generate func() (crypto.Signer, error), options crypto.SignerOpts) func() ([]byte, error) {
 	return sync.OnceValues(func() ([]byte, error) {
 		key, err := generate()
 		if err != nil {

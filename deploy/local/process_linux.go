@@ -75,9 +75,11 @@ func childSlack() (undo func()) {
 	if !batch.Load() {
 		return func() {}
 	}
-	// prctl(2): it has no other error than for a number that is not known.
-	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack.Nanoseconds()), 0, 0, 0)
-	return func() { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) } // the default
+	// prctl(2): neither has another error than for a number that is not known.
+	before, _ := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	set := func(ns uintptr) { _ = unix.Prctl(unix.PR_SET_TIMERSLACK, ns, 0, 0, 0) }
+	set(uintptr(timerSlack.Nanoseconds()))
+	return func() { set(uintptr(before)) }
 }
 
 // everyThread changes the policy of all threads of this process that have the first of

@@ -44,7 +44,7 @@ func TestWhatABatchProcessStartsIsScheduledSo(t *testing.T) {
 func TestTimersOfWhatABatchProcessStartsMayBeLate(t *testing.T) {
 	childs := func() string {
 		log := filepath.Join(t.TempDir(), "log")
-		p, err := Start(Command{Name: "sh", Path: "/bin/sh", Args: []string{"-c", "cat /proc/$$/timerslack_ns"}, Log: log})
+		p, err := Start(Command{Name: "sh", Path: "/bin/sh", Args: []string{"-c", "cat /proc/self/timerslack_ns"}, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -33,7 +33,10 @@ type Presigner struct {
 	keys     keyring    // used under sharedMu
 	leases   leases
 	checked  checked
-	counted  time.Time // when the records in Redis were counted; of the sweep
+
+	// When the records in Redis were counted, and in which slices; the sweep's.
+	counted     time.Time
+	countedMask uint64
 }
 
 // New checks cfg and makes a Presigner; it opens nothing.

@@ -66,7 +66,8 @@ func (c *Config) pause(took time.Duration) time.Duration {
 	return min(max(cheap, minPause), c.SweepInterval)
 }
 
-// countPause is how long what was counted in Redis stands, at most.
+// countPause is how long what was counted in Redis stands at least, unless the
+// sweep_interval is shorter.
 const countPause = time.Minute
 
 // errNotYet says that this presigner has no share of the work or no signers yet.
@@ -139,9 +140,9 @@ func (p *Presigner) sweep(ctx context.Context) (took time.Duration, err error) {
 	}
 	p.metrics.setTotal(s.examined)
 	// Redis is walked through whole, empty shards too, so not after each of many short sweeps.
-	if len(p.kick) == 0 && time.Since(p.counted) >= min(countPause, p.cfg.SweepInterval) {
+	if len(p.kick) == 0 && (s.mask != p.countedMask || time.Since(p.counted) >= min(countPause, p.cfg.SweepInterval)) {
 		if err = p.count(ctx, s.mask); err == nil {
-			p.counted = time.Now()
+			p.counted, p.countedMask = time.Now(), s.mask
 		}
 	}
 	return time.Since(s.start) - s.waited, err

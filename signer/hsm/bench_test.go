@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -74,14 +75,14 @@ func BenchmarkSignBare(b *testing.B) {
 		b.Fatal(err)
 	}
 	lib, ecdsa := key.token.module.lib, pkcs11.NewMechanism(pkcs11.CKM_ECDSA, nil)
-	for _, n := range []int{1, groupSize} {
+	for _, n := range []int{1, batchSize} {
 		digests := make([][]byte, n)
 		for i := range digests {
 			digests[i] = make([]byte, 32)
 		}
-		b.Run(fmt.Sprintf("group=%d", n), func(b *testing.B) {
+		b.Run(fmt.Sprintf("batch=%d", n), func(b *testing.B) {
 			for i := 0; i < b.N; i += n {
-				if _, err := lib.SignEach(s.handle, ecdsa, handle, digests, 64); err != nil {
+				if _, err := lib.SignEach(s.handle, ecdsa, handle, digests, 64, time.Hour); err != nil {
 					b.Fatal(err)
 				}
 			}

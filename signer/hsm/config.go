@@ -40,8 +40,9 @@ type Config struct {
 	// look at the stored key on every use. Where the token refuses the copy, the stored
 	// key is used.
 	SessionKeys bool `yaml:"session_keys"`
-	// CallTimeout bounds the wait for one signature. A call that takes longer is given
-	// up: it cannot be ended, but nobody waits for it and its session is not used again.
+	// CallTimeout bounds the wait for one signature, and where a software token makes up
+	// to 16 in one call, for these. A call that takes longer is given up: it cannot be
+	// ended, but nobody waits for it and its session is not used again.
 	CallTimeout time.Duration `yaml:"call_timeout"`
 	// OpenTimeout bounds the start of the module and of the sessions, and the making of a key.
 	OpenTimeout time.Duration `yaml:"open_timeout"`

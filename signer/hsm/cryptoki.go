@@ -3,6 +3,7 @@ package hsm
 import (
 	"fmt"
 	"strings"
+	"time"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
@@ -27,14 +28,14 @@ type cryptoki interface {
 	GenerateKeyPair(s pkcs11.SessionHandle, m []*pkcs11.Mechanism, public, private []*pkcs11.Attribute) (pkcs11.ObjectHandle, pkcs11.ObjectHandle, error)
 	CopyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error)
 	DestroyObject(s pkcs11.SessionHandle, o pkcs11.ObjectHandle) error
-	SignEach(s pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle, messages [][]byte, size int) ([][]byte, error)
+	SignEach(s pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle, messages [][]byte, size int, limit time.Duration) ([][]byte, error)
 }
 
 // library is a loaded PKCS#11 library.
 type library struct {
 	*pkcs11.Ctx
-	functions  *functions
-	parameters []byte // for C_Initialize, NUL-terminated; nil for none
+	functions  *functions // nil: signatures are made through Ctx
+	parameters []byte     // for C_Initialize, NUL-terminated; nil for none
 }
 
 // loadLibrary loads the library at path. It is never unloaded: modules leave
@@ -44,10 +45,7 @@ func loadLibrary(path, parameters string) (cryptoki, error) {
 	if ctx == nil {
 		return nil, fmt.Errorf("%s cannot be loaded: it is missing, needs another library, or is no PKCS#11 module", path)
 	}
-	list, err := functionsOf(path)
-	if err != nil {
-		return nil, err
-	}
+	list := functionsOf(path)
 	if parameters == "" {
 		return library{ctx, list, nil}, nil
 	}

@@ -7,7 +7,7 @@
 // things are mended on the spot; for the rest a circuit breaker takes the token out,
 // and its keeper (keeper.go) brings it back without a restart of the process.
 //
-// The path of a signature: key.go → turns.go (wait for a turn) → breaker.go → pool.go
+// The path of a signature: key.go → signqueue.go (wait for a turn) → breaker.go → pool.go
 // (a session) → call.go (a goroutine that may be given up) → session.go (open, log in,
 // find the key) → signeach.go (C_SignInit and C_Sign) → encode.go.
 package hsm

@@ -27,6 +27,9 @@ const (
 // Remedies lists every remedy.
 var Remedies = []Remedy{Retry, Find, LogIn, Reopen, TakeOut, Reinitialise, Refuse, Fatal}
 
+// mends reports whether the remedy is applied at once, on the session that failed.
+func (r Remedy) mends() bool { return r == Retry || r == Find || r == LogIn || r == Reopen }
+
 // Failures of our own, beside the module's codes.
 var (
 	errKeyMissing     = errors.New("the token does not hold the key")

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -24,6 +25,7 @@ type Key struct {
 	uri    URI // label and CKA_ID
 	public crypto.PublicKey
 	noCopy atomic.Bool // the token refuses session copies of this key
+	pace   pace
 }
 
 var _ crypto.Signer = (*Key)(nil)
@@ -150,7 +152,8 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err := k.token.admit(); err != nil {
 		return nil, err
 	}
-	return k.token.wait(&turn{ctx: ctx, key: k, op: op, since: time.Now(), done: make(chan result[[]byte], 1)})
+	op.input = bytes.Clone(op.input) // who stops waiting may use his own again
+	return k.token.wait(&request{ctx: ctx, key: k, op: op, since: time.Now(), done: make(chan result[[]byte], 1)})
 }
 
 // signOn makes signatures on a session, by operations that are alike, up to the first
@@ -165,7 +168,10 @@ func (k *Key) signOn(s *session, ops []operation) ([][]byte, error) {
 		inputs[i] = op.input
 	}
 	// With room for what is longer than it should be: encode says so.
-	raws, err := k.token.module.lib.SignEach(s.handle, ops[0].mechanism, handle, inputs, ops[0].size+signatureSlack)
+	raws, err := k.token.module.lib.SignEach(s.handle, ops[0].mechanism, handle, inputs, ops[0].size+signatureSlack, batchTime)
+	if errors.Is(err, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)) {
+		err = fmt.Errorf("%w: it has more than %d octets", errWrongSignature, ops[0].size+signatureSlack)
+	}
 	signed := make([][]byte, 0, len(raws))
 	for i, raw := range raws {
 		sig, err := ops[i].encode(raw)

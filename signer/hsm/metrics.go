@@ -41,6 +41,7 @@ func newMetrics(r prometheus.Registerer, t *Token) *metrics {
 	}
 	gauge("certmill_hsm_sessions", "Sessions of the token's pool.", func() float64 { return float64(t.cfg.Sessions) })
 	gauge("certmill_hsm_sessions_busy", "Sessions of the pool that are in use.", func() float64 { return float64(cap(t.free) - len(t.free)) })
+	gauge("certmill_hsm_waiting", "Signatures that wait for a session.", func() float64 { return float64(t.queue.length()) })
 	gauge("certmill_hsm_calls_hanging", "Calls into the module that were given up and have not come back.", func() float64 { return float64(t.abandoned.Load()) })
 	abandoned := prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "certmill_hsm_calls_abandoned_total", Help: "Calls into the module that were given up.", ConstLabels: labels})

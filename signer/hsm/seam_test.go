@@ -118,7 +118,7 @@ func (s *seam) GetAttributeValue(h pkcs11.SessionHandle, o pkcs11.ObjectHandle, 
 	return values, err
 }
 
-func (s *seam) SignEach(h pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle, messages [][]byte, size int) ([][]byte, error) {
+func (s *seam) SignEach(h pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.ObjectHandle, messages [][]byte, size int, limit time.Duration) ([][]byte, error) {
 	if err := s.ask("SignEach"); err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (s *seam) SignEach(h pkcs11.SessionHandle, m *pkcs11.Mechanism, o pkcs11.Ob
 			_ = s.cryptoki.(library).SignInit(h, []*pkcs11.Mechanism{m}, o)
 			return signatures, err
 		}
-		one, err := s.cryptoki.SignEach(h, m, o, [][]byte{message}, size)
+		one, err := s.cryptoki.SignEach(h, m, o, [][]byte{message}, size, limit)
 		if err != nil {
 			return signatures, err
 		}

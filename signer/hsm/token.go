@@ -45,7 +45,7 @@ type Token struct {
 	module  *module
 	info    Info
 
-	turns      turns
+	queue      signQueue
 	free       chan *session // the idle sessions; its capacity is their number
 	closing    chan struct{} // closed by Close
 	closeOnce  sync.Once
@@ -115,7 +115,7 @@ func newToken(ctx context.Context, s settings, deps Deps) (*Token, error) {
 	t := &Token{
 		cfg: s, tracer: deps.Tracer, module: m,
 		free: make(chan *session, s.Sessions), closing: make(chan struct{}), stuck: make(chan struct{}),
-		setup: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		queue: signQueue{ended: make(chan struct{}, 1)}, setup: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		keys: make(map[string]*Key), since: time.Now(), stop: func() {},
 	}
 	t.log = deps.Log.With("token", t.name())
@@ -245,7 +245,9 @@ func (t *Token) Close(ctx context.Context) error {
 		close(t.closing)
 		t.stop()
 		t.keeping.Wait()
-		err = t.closeSessions(ctx)
+		if err = t.closeSessions(ctx); err == nil {
+			err = t.queue.endWorkers(ctx)
+		}
 		t.metrics.unregister()
 		err = errors.Join(err, t.module.release(t, t.cfg.OpenTimeout))
 	})

@@ -59,7 +59,8 @@ const traceFlush = 3 * time.Second
 // is live (GOGC): without it a role with 10 MB of its own would collect each time another
 // 10 MB have gone through it, which at 5,000 certificates a second is ten times a second
 // in a gateway. A higher GOGC would do the same, and let a role whose own memory is large,
-// as with thousands of connections, take several times that.
+// as with thousands of connections, take several times that. It counts towards GOMEMLIMIT
+// and in Go's own metrics of the heap.
 const ballast = 40 << 20
 
 // serve runs a role with its telemetry until ctx ends. The operator's listener opens
