@@ -320,6 +320,25 @@ func TestASignatureThatWaitsForAStuckTokenIsAnswered(t *testing.T) {
 	f.release(held)
 }
 
+// Calls that hang lose their sessions while Close waits for them.
+func TestCloseDoesNotWaitForSessionsThatAreLostMeanwhile(t *testing.T) {
+	f := openSeam(t, func(c *Config) { c.Sessions, c.CallTimeout, c.MaxAbandoned = 2, 300*time.Millisecond, 1 })
+	h := hangAt(f, "Sign", 2)
+	s := new(signers)
+	for range 2 {
+		s.start(t, 1, context.Background(), f.key)
+		<-h.entered
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := f.Close(ctx); err != nil {
+		t.Error(err)
+	}
+	s.all.Wait()
+	close(h.release)
+	until(t, "the calls come back", func() bool { return f.abandoned.Load() == 0 })
+}
+
 func TestThePaceIsTheFastestOfLate(t *testing.T) {
 	var k Key
 	if k.local() {

@@ -255,13 +255,18 @@ func (t *Token) Close(ctx context.Context) error {
 }
 
 func (t *Token) closeSessions(ctx context.Context) error {
-	for range t.cfg.Sessions - int(t.lostSlots.Load()) {
+	// A call that hangs may take its place with it while this waits.
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for closed := 0; closed < t.cfg.Sessions-int(t.lostSlots.Load()); {
 		select {
 		case s := <-t.free:
+			closed++
 			if err := t.module.enter(ctx); err != nil {
 				continue // the module is dead, and its sessions with it
 			}
 			t.closeBounded(s)
+		case <-look.C:
 		case <-ctx.Done():
 			return fmt.Errorf("closing the HSM token: calls are still inside: %w", ctx.Err())
 		}
