@@ -158,6 +158,7 @@ func (t *Token) nextBatch() (batch []*request) {
 		batch = append(batch, r)
 	}
 	q.waiting = slices.Delete(q.waiting, 0, len(batch))
+	t.addWorker() // what comes next may be worth more calls at once
 	return batch
 }
 

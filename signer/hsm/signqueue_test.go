@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -300,6 +301,38 @@ func TestALocalKeyIsWorthAsManyCallsAsThereAreCores(t *testing.T) {
 		t.Errorf("a worker takes %d; %d workers stay", len(batch), f.queue.workers)
 	}
 	f.queue.workers = 0
+}
+
+// Behind one signature of a local key there may be many that are not.
+func TestWhatStandsBehindALocalKeyGetsWorkersOfItsOwn(t *testing.T) {
+	f := openSeam(t, func(c *Config) { c.Sessions = 2 })
+	other, err := f.GenerateKey(t.Context(), KeySpec{Label: "other", Algorithm: ECDSAP256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.key.pace.Store(int64(localPace / 2))
+	var requests []*request
+	for _, key := range []*Key{f.key, other} {
+		op, err := newOperation(key.public, make([]byte, 32), hashOpts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		requests = append(requests, &request{ctx: t.Context(), key: key, op: op, since: time.Now(), done: make(chan result[[]byte], 1)})
+	}
+	f.queue.mu.Lock()
+	f.queue.waiting, f.queue.workers = slices.Clone(requests), 1
+	f.queue.mu.Unlock()
+	if batch := f.nextBatch(); len(batch) != 1 || batch[0] != requests[0] {
+		t.Fatalf("%d are taken", len(batch))
+	}
+	select {
+	case got := <-requests[1].done:
+		if got.err != nil {
+			t.Error(got.err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nobody came for the second")
+	}
 }
 
 // A worker that waits for a session hears that there will be none.
