@@ -56,17 +56,13 @@ const timerSlack = 200 * time.Microsecond
 // ownSlack sets the timer slack of the threads of this process. For others than the
 // calling one that takes CAP_SYS_NICE; without it they are left as they are.
 func ownSlack(slack time.Duration) error {
-	threads, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return err
-	}
-	for _, t := range threads {
-		err := os.WriteFile("/proc/"+t.Name()+"/timerslack_ns", strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
-		if err != nil && !errors.Is(err, os.ErrPermission) && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("setting the timer slack of thread %s: %w", t.Name(), err)
+	return eachThread(func(id int) error {
+		err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", id), strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
+		if err != nil && !errors.Is(err, os.ErrPermission) {
+			return fmt.Errorf("setting the timer slack of thread %d: %w", id, err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // childSlack sets the timer slack that children of the calling thread get, where Batch
@@ -88,20 +84,34 @@ func childSlack() (undo func()) {
 func everyThread(from, to uint32) error {
 	for changed := true; changed; {
 		changed = false
-		threads, err := os.ReadDir("/proc/self/task")
+		err := eachThread(func(id int) error {
+			did, err := changePolicy(id, from, to)
+			changed = changed || did
+			if err != nil {
+				return fmt.Errorf("setting the scheduling policy of thread %d: %w", id, err)
+			}
+			return nil
+		})
 		if err != nil {
 			return err
 		}
-		for _, t := range threads {
-			id, err := strconv.Atoi(t.Name())
-			if err != nil {
-				return err
-			}
-			did, err := changePolicy(id, from, to)
-			if err != nil && !errors.Is(err, unix.ESRCH) { // it may have ended
-				return fmt.Errorf("setting the scheduling policy of thread %d: %w", id, err)
-			}
-			changed = changed || did
+	}
+	return nil
+}
+
+// eachThread calls change for each thread of this process, which may end meanwhile.
+func eachThread(change func(id int) error) error {
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range threads {
+		id, err := strconv.Atoi(t.Name())
+		if err != nil {
+			return err
+		}
+		if err := change(id); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
 	return nil
