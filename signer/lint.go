@@ -170,11 +170,11 @@ var sampleKeys = sync.OnceValues(func() (map[csr.KeyType][]byte, error) {
 // dummySignatures are by throw-away keys, one of each kind that issuers make, made
 // when first needed.
 var dummySignatures = map[x509.SignatureAlgorithm]func() ([]byte, error){
-	x509.ECDSAWithSHA256:  dummySignature(ecdsaKey(elliptic.P256()), crypto.SHA256),
-	x509.ECDSAWithSHA384:  dummySignature(ecdsaKey(elliptic.P384()), crypto.SHA384),
-	x509.SHA256WithRSA:    dummySignature(rsaKey, crypto.SHA256),
-	x509.SHA256WithRSAPSS: dummySignature(rsaKey, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}),
-	x509.PureEd25519:      dummySignature(ed25519Key, crypto.Hash(0)),
+	x509.ECDSAWithSHA256:  dummySignature(x509.ECDSAWithSHA256, ecdsaKey(elliptic.P256())),
+	x509.ECDSAWithSHA384:  dummySignature(x509.ECDSAWithSHA384, ecdsaKey(elliptic.P384())),
+	x509.PureEd25519:      dummySignature(x509.PureEd25519, ed25519Key),
+	x509.SHA256WithRSA:    dummySignature(x509.SHA256WithRSA, rsaKey),
+	x509.SHA256WithRSAPSS: dummySignature(x509.SHA256WithRSAPSS, rsaKey),
 }
 
 func ecdsaKey(curve elliptic.Curve) func() (crypto.Signer, error) {
@@ -188,7 +188,8 @@ func ed25519Key() (crypto.Signer, error) {
 	return key, err
 }
 
-func dummySignature(generate func() (crypto.Signer, error), options crypto.SignerOpts) func() ([]byte, error) {
+func dummySignature(algorithm x509.SignatureAlgorithm, generate func() (crypto.Signer, error)) func() ([]byte, error) {
+	options := signerOptions[algorithm]
 	return sync.OnceValues(func() ([]byte, error) {
 		key, err := generate()
 		if err != nil {

@@ -35,6 +35,15 @@ type scheme struct {
 	fixed   *fixedkey.P256 // where the key is on P-256
 }
 
+// signerOptions are what each algorithm of an issuer asks of its key.
+var signerOptions = map[x509.SignatureAlgorithm]crypto.SignerOpts{
+	x509.ECDSAWithSHA256:  crypto.SHA256,
+	x509.ECDSAWithSHA384:  crypto.SHA384,
+	x509.PureEd25519:      crypto.Hash(0),
+	x509.SHA256WithRSA:    crypto.SHA256,
+	x509.SHA256WithRSAPSS: &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256},
+}
+
 // newScheme chooses the algorithm by the key, or checks the one given against it.
 func newScheme(public crypto.PublicKey, algorithm x509.SignatureAlgorithm) (*scheme, error) {
 	s := &scheme{algorithm: algorithm, public: public}
@@ -74,18 +83,19 @@ func newScheme(public crypto.PublicKey, algorithm x509.SignatureAlgorithm) (*sch
 func (s *scheme) encode() (err error) {
 	var oid asn1.ObjectIdentifier
 	var parameters []byte
+	s.options = signerOptions[s.algorithm]
 	switch s.algorithm {
 	case x509.ECDSAWithSHA256:
-		oid, s.options = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}, crypto.SHA256
+		oid = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}
 	case x509.ECDSAWithSHA384:
-		oid, s.options = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}, crypto.SHA384
+		oid = asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}
 	case x509.PureEd25519:
-		oid, s.options = asn1.ObjectIdentifier{1, 3, 101, 112}, crypto.Hash(0)
+		oid = asn1.ObjectIdentifier{1, 3, 101, 112}
 	case x509.SHA256WithRSA:
-		oid, s.options = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, crypto.SHA256
+		oid = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}
 		parameters = asn1.NullBytes
 	case x509.SHA256WithRSAPSS:
-		oid, s.options = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
+		oid = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
 		parameters, err = pssParameters()
 	}
 	if err != nil {

@@ -149,6 +149,7 @@ func (k *Key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err != nil {
 		return nil, err
 	}
+	// Here too, since all workers may be inside calls that hang.
 	if err := k.token.admit(); err != nil {
 		return nil, err
 	}
