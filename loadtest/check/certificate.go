@@ -30,7 +30,7 @@ func (c *Checker) certificate(i item, chain [][]byte) error {
 	if err != nil {
 		return fmt.Errorf("the certificate cannot be parsed: %w", err)
 	}
-	issuer, chainErr := c.chain(leaf, chain[1:], i.at)
+	issuer, chainErr := c.chains.verify(leaf, chain[1:], i.at)
 	return errors.Join(c.key(leaf, i), c.names(leaf, i), c.lifetime(leaf, i.at), chainErr, c.row(leaf), c.newStatus(leaf, issuer))
 }
 
@@ -79,29 +79,6 @@ func (c *Checker) lifetime(leaf *x509.Certificate, at time.Time) error {
 		return fmt.Errorf("lives for %s, not %s", got.Round(time.Second), c.cfg.Lifetime)
 	}
 	return nil
-}
-
-// chain verifies up to a root and returns the issuer, if it is known.
-func (c *Checker) chain(leaf *x509.Certificate, rest [][]byte, at time.Time) (issuer *x509.Certificate, err error) {
-	pool := x509.NewCertPool()
-	for k, der := range rest {
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d of the chain cannot be parsed: %w", k+2, err)
-		}
-		if k == 0 {
-			issuer = cert
-		}
-		pool.AddCert(cert)
-	}
-	if c.cfg.Roots == nil {
-		return issuer, nil
-	}
-	_, err = leaf.Verify(x509.VerifyOptions{Roots: c.cfg.Roots, Intermediates: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	if err != nil {
-		err = fmt.Errorf("the chain does not verify: %w", err)
-	}
-	return issuer, err
 }
 
 func (c *Checker) row(leaf *x509.Certificate) error {

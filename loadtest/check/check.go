@@ -61,6 +61,7 @@ type Checker struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	serials *SerialSet
+	chains  *chains
 
 	mu      sync.Mutex
 	offered float64
@@ -103,7 +104,7 @@ func New(cfg Config) *Checker {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Checker{cfg: cfg, work: make(chan item, waiting), serials: NewSerialSet()}
+	c := &Checker{cfg: cfg, work: make(chan item, waiting), serials: NewSerialSet(), chains: newChains(cfg.Roots)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	for range workers {
 		c.done.Go(func() {
@@ -176,17 +177,17 @@ func (c Config) what() []string {
 
 func (c *Checker) look(i item) {
 	var err error
-	var evidence []byte
+	evidence := pem.Block{Type: "OCSP RESPONSE", Bytes: i.answer.OCSP}
 	if c.cfg.Issuer != nil {
 		err = c.status(i)
-		evidence = pem.EncodeToMemory(&pem.Block{Type: "OCSP RESPONSE", Bytes: i.answer.OCSP})
 	} else {
 		chain := i.answer.DER
 		if chain == nil {
-			chain = decode(i.answer.PEM)
+			chain = decode(i.answer.PEM, i.full)
 		}
+		evidence = pem.Block{Type: "CERTIFICATE"}
 		if len(chain) > 0 {
-			evidence = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: chain[0]})
+			evidence.Bytes = chain[0]
 		}
 		err = c.certificate(i, chain)
 	}
@@ -201,11 +202,16 @@ func (c *Checker) look(i item) {
 	}
 	c.summary.Wrong++
 	if len(c.summary.Examples) < maxWrong {
-		c.summary.Examples = append(c.summary.Examples, Wrong{Request: i.request.ID, Why: err.Error(), Evidence: string(evidence)})
+		w := Wrong{Request: i.request.ID, Why: err.Error()}
+		if len(evidence.Bytes) > 0 {
+			w.Evidence = string(pem.EncodeToMemory(&evidence))
+		}
+		c.summary.Examples = append(c.summary.Examples, w)
 	}
 }
 
-func decode(data []byte) [][]byte {
+// decode returns the first certificate, or all of them.
+func decode(data []byte, all bool) [][]byte {
 	var out [][]byte
 	for {
 		var block *pem.Block
@@ -213,5 +219,8 @@ func decode(data []byte) [][]byte {
 			return out
 		}
 		out = append(out, block.Bytes)
+		if !all {
+			return out
+		}
 	}
 }

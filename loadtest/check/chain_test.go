@@ -1,0 +1,122 @@
+package check
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+)
+
+// below makes a CA under a.
+func (a *ca) below(t *testing.T, name string, change func(*x509.Certificate)) *ca {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(100 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	template.Subject.CommonName = name
+	if change != nil {
+		change(template)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &ca{key, cert}
+}
+
+func (a *ca) leaf(t *testing.T, name string) *x509.Certificate {
+	t.Helper()
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(3), DNSNames: []string{name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour)}, a.cert, a.key.Public(), a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// A chain that was verified is no pass for the next leaf: each of these is asked after
+// a right one has made the checker remember the way to the root.
+func TestTheWayToTheRootIsVerifiedOnceAndEachLeafStill(t *testing.T) {
+	root := newCA(t)
+	issuer := root.below(t, "issuer", nil)
+	impostor := newCA(t).below(t, "issuer", nil)
+	short := root.below(t, "issuer", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(2 * time.Hour) })
+	lower := short.below(t, "lower", nil)
+	bound := root.below(t, "bound", func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"good.test"} })
+	underBound := bound.below(t, "under bound", nil)
+	above := func(cas ...*ca) (der [][]byte) {
+		for _, a := range cas {
+			der = append(der, a.cert.Raw)
+		}
+		return der
+	}
+	now := time.Now()
+	for name, tc := range map[string]struct {
+		first, leaf *x509.Certificate
+		above       [][]byte
+		at          time.Time
+		remembered  bool
+		want        string
+	}{
+		"right":                          {issuer.leaf(t, "a.test"), issuer.leaf(t, "b.test"), above(issuer), now, true, ""},
+		"with the root":                  {issuer.leaf(t, "a.test"), issuer.leaf(t, "b.test"), above(issuer, root), now, true, ""},
+		"signed by another":              {issuer.leaf(t, "a.test"), impostor.leaf(t, "b.test"), above(issuer), now, true, "chain"},
+		"signed by the root itself":      {issuer.leaf(t, "a.test"), root.leaf(t, "b.test"), above(issuer), now, true, ""},
+		"the issuer has expired":         {issuer.leaf(t, "a.test"), issuer.leaf(t, "b.test"), above(issuer), now.Add(101 * time.Hour), true, "chain"},
+		"one above it has expired":       {lower.leaf(t, "a.test"), lower.leaf(t, "b.test"), above(lower, short), now.Add(3 * time.Hour), true, "chain"},
+		"name constraints of the issuer": {bound.leaf(t, "a.good.test"), bound.leaf(t, "b.test"), above(bound), now, true, "chain"},
+		"name constraints above it":      {underBound.leaf(t, "a.good.test"), underBound.leaf(t, "b.test"), above(underBound, bound), now, false, "chain"},
+		"below a root":                   {root.leaf(t, "a.test"), impostor.leaf(t, "b.test"), nil, now, false, "chain"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newChains(root.roots())
+			if _, err := c.verify(tc.first, tc.above, now); err != nil {
+				t.Fatal(err)
+			}
+			i, err := c.issuers(tc.above)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (i.verified != nil) != tc.remembered {
+				t.Errorf("remembered: %v", i.verified != nil)
+			}
+			_, err = c.verify(tc.leaf, tc.above, tc.at)
+			if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("%v, wanted %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestTheIssuersThatAreRememberedAreBounded(t *testing.T) {
+	root := newCA(t)
+	c := newChains(root.roots())
+	for range maxIssuers + 3 {
+		issuer := root.below(t, "issuer", nil)
+		first, err := c.verify(issuer.leaf(t, "a.test"), [][]byte{issuer.cert.Raw}, time.Now())
+		if err != nil || !first.Equal(issuer.cert) {
+			t.Fatal(err)
+		}
+	}
+	if len(c.known) != maxIssuers {
+		t.Errorf("%d are remembered", len(c.known))
+	}
+	if _, err := c.verify(root.leaf(t, "a.test"), [][]byte{{0x30, 0}}, time.Now()); err == nil || !strings.Contains(err.Error(), "certificate 2 of the chain") {
+		t.Error(err)
+	}
+}
