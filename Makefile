@@ -42,8 +42,9 @@ test: test-deps build ## all tests with the race detector, on real servers, end 
 test-mesh: build ## Istio's own CA client and go-spiffe against the binary; a module of its own, part of `test`
 	cd gateway/meshtest && CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 5m ./...
 
-generate: ## regenerate proto/, docs/configuration.md and docs/metrics.md
+generate: ## regenerate proto/, the assembly of internal/p256x8, docs/configuration.md and docs/metrics.md
 	cd proto && $(PROTO_TOOL) buf generate
+	cd internal/p256x8/_asm && $(GO) run . -out ../kernel_amd64.s -stubs ../kernel_amd64.go -pkg p256x8
 	$(GO) run ./cmd/certmill/configref -write docs/configuration.md
 	$(GO) run ./cmd/certmill/metricsref -write docs/metrics.md
 
@@ -52,6 +53,7 @@ lint: ## gofmt, go vet, staticcheck, import rules, shell syntax, the API's compa
 	$(GO) vet ./...
 	CGO_ENABLED=0 $(GO) vet ./cmd/certmill
 	cd gateway/meshtest && $(GO) vet ./...
+	cd internal/p256x8/_asm && $(GO) vet .
 	$(TOOL) staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 	for f in deploy/*.sh .ci/run; do bash -n "$$f"; done
