@@ -76,7 +76,7 @@ func (d *Dispatcher) gather(l *lane) bool {
 	}
 	l.gathering = true
 	defer func() { l.gathering = false }()
-	patience := time.NewTimer(d.cfg.Gather)
+	patience := time.NewTimer(d.patience())
 	defer patience.Stop()
 	for !d.enough(l) {
 		d.mu.Unlock()
@@ -270,4 +270,11 @@ func (d *Dispatcher) refusal(err error) error {
 		return problem.Down("queue", d.cfg.RetryAfter, err)
 	}
 	return nil
+}
+
+// patience is how long a message waits at most: for Gather when there is enough under way
+// for two full ones, and for less the less there is. The caller holds the mutex.
+func (d *Dispatcher) patience() time.Duration {
+	enough := 2 * d.cfg.MaxBatch
+	return d.cfg.Gather * time.Duration(min(d.wait, enough)) / time.Duration(enough)
 }

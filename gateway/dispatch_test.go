@@ -217,7 +217,8 @@ func TestManyCallersGetTheirOwnAnswers(t *testing.T) {
 }
 
 func TestWhatIsExpectedTravelsTogether(t *testing.T) {
-	m := newMill(t, func(m *mill) { m.cfg.Gather = time.Second })
+	m := newMill(t, nil)
+	m.d.cfg.Gather = 64 * time.Minute // as below
 	m.sign(millIssued)
 	const calls = 20
 	m.d.Expect(calls)
@@ -238,6 +239,7 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 		t.Errorf("%d messages for %d requests that were expected", n, calls)
 	}
 	// Nothing waits for ever for what does not come.
+	m.d.cfg.Gather = time.Second
 	m.d.Expect(1)
 	if _, err := m.d.Do(patience(t), asking("mtls:a", "alone"), queue.First); err != nil {
 		t.Error(err)
@@ -248,7 +250,9 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 // While the signers have work a message waits until it is twice as large as what they have.
 func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	m := newMill(t, nil)
-	m.d.cfg.Gather = time.Minute // longer than may be configured, so that a slow machine changes nothing
+	// Longer than may be configured, also for the share of it that few requests wait, so
+	// that a slow machine changes nothing.
+	m.d.cfg.Gather = 64 * time.Minute
 	var wait sync.WaitGroup
 	asked := 0
 	ask := func(n int) {
@@ -289,10 +293,20 @@ func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	m.settled()
 }
 
+// The wait is for as much as two full messages under way, and a share of it for fewer.
+func TestTheFewerAreUnderWayTheShorterAMessageWaits(t *testing.T) {
+	d := &Dispatcher{cfg: DispatcherConfig{Gather: 64 * time.Millisecond, MaxBatch: 32}}
+	for wait, want := range map[int]time.Duration{0: 0, 1: time.Millisecond, 16: 16 * time.Millisecond, 63: 63 * time.Millisecond, 64: 64 * time.Millisecond, 1000: 64 * time.Millisecond} {
+		if d.wait = wait; d.patience() != want {
+			t.Errorf("%d under way: %s, not %s", wait, d.patience(), want)
+		}
+	}
+}
+
 // What is expected keeps every lane waiting, and every one goes when it does not come.
 func TestAllLanesGoWhenNothingMoreIsExpected(t *testing.T) {
 	m := newMill(t, nil)
-	m.d.cfg.Gather = time.Minute
+	m.d.cfg.Gather = 64 * time.Minute
 	m.sign(millIssued)
 	m.d.Expect(1)
 	var wait sync.WaitGroup

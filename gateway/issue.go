@@ -11,7 +11,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/certmill/certmill/internal/csr"
 	"github.com/certmill/certmill/internal/failpoint"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
@@ -147,7 +146,7 @@ func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueReq
 		return nil, problem.Down("issuer", s.cfg.Limits.RetryAfter, fmt.Errorf("profile %s names %q; none of these issuers is active in the ledger", p.Name, issuers))
 	}
 	// Step 2: the CSR, with its proof of possession.
-	parsed, err := s.parseCSR(ctx, r.Csr)
+	parsed, err := s.possession.of(ctx, r.Csr)
 	if err != nil {
 		return nil, err
 	}
@@ -193,17 +192,6 @@ func (s *service) route(p *profile.Profile, r *queuev1.SignRequest) (others []st
 }
 
 func (s *service) isActive(issuer string) bool { return s.issuers.current().active[issuer] != nil }
-
-// parseCSR reads and checks a CSR when a core is free for it.
-func (s *service) parseCSR(ctx context.Context, der []byte) (*csr.Request, error) {
-	select {
-	case s.checks <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	defer func() { <-s.checks }()
-	return csr.Parse(der)
-}
 
 func checkIssue(r *certmillv1.IssueRequest) error {
 	if len(r.Csr) == 0 {

@@ -21,29 +21,27 @@ import (
 // authenticated Caller in, proto messages and problems out. Deadlines come with the
 // context. It is safe for concurrent use.
 type service struct {
-	cfg       Config
-	ledger    Ledger
-	signer    Signer
-	announcer Announcer // nil: nobody to tell
-	issuers   *issuerCache
-	writable  *writable
-	early     *earlyRenewals
-	profiles  *profile.Set // set by Run before the first request
-	status    *statusBoard
-	issuance  *issuance
-	bundles   *bundles // likewise
-	inFlight  *limiter
-	renewing  *limiter // renewals among them: the rest is kept for first certificates
-	window    *window  // lowers both while signers are slow
-	waiting   *limiter
-	streams   *limiter
-	admission *admission
-	// checks bounds the CSRs that are checked at one time, to the cores there are: more
-	// of them would only stand between a refusal and its core.
-	checks  chan struct{}
-	log     *slog.Logger
-	now     func() time.Time
-	tickets *ticketOffice // nil where there is no console
+	cfg        Config
+	ledger     Ledger
+	signer     Signer
+	announcer  Announcer // nil: nobody to tell
+	issuers    *issuerCache
+	writable   *writable
+	early      *earlyRenewals
+	profiles   *profile.Set // set by Run before the first request
+	status     *statusBoard
+	issuance   *issuance
+	bundles    *bundles // likewise
+	inFlight   *limiter
+	renewing   *limiter // renewals among them: the rest is kept for first certificates
+	window     *window  // lowers both while signers are slow
+	waiting    *limiter
+	streams    *limiter
+	admission  *admission
+	possession *possession
+	log        *slog.Logger
+	now        func() time.Time
+	tickets    *ticketOffice // nil where there is no console
 	// consoleURL is where browsers find the console; set before the first request.
 	consoleURL string
 }

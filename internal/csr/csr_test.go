@@ -163,6 +163,70 @@ func TestParseAcceptsEveryKeyAndSignature(t *testing.T) {
 	}
 }
 
+// What Read refuses is nothing that could be verified: an algorithm of another key type
+// leaves no digest, and without one anybody can sign.
+func TestReadReturnsNothingWithAnError(t *testing.T) {
+	other := forge{key: p256(t), algorithm: der(asn1.SEQUENCE, oid(1, 2, 840, 113549, 1, 1, 11), der(asn1.NULL))}.make(t)
+	for _, request := range [][]byte{nil, {0x30, 0}, other} {
+		if u, err := Read(request); u != nil || err == nil {
+			t.Errorf("%x: %v, %v", request, u, err)
+		}
+	}
+}
+
+// Requests of all kinds, some of them signed by another key, in groups: what is proven is
+// what Verify proves, and its own request.
+func TestWhatIsProvenTogetherVerifies(t *testing.T) {
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := []crypto.Signer{p256(t), p256(t), generate(t, elliptic.P384()), ed, rsaKey(t, 2048), p256(t), p256(t)}
+	for n := range 20 {
+		var all []*Unverified
+		for i := range n {
+			der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{fmt.Sprintf("w%d.test", i)}}, keys[(i+n)%len(keys)])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i%5 == n%5 {
+				der[len(der)-1] ^= 1
+			}
+			u, err := Read(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, u)
+		}
+		proven := Proven(all)
+		if len(proven) != n {
+			t.Fatalf("%d results for %d requests", len(proven), n)
+		}
+		batchable := 0
+		for _, u := range all {
+			if u.Batchable() {
+				batchable++
+			}
+		}
+		for i, r := range proven {
+			alone, err := all[i].Verify()
+			if (err != nil) != (i%5 == n%5) {
+				t.Errorf("%d of %d: %v", i, n, err)
+			}
+			if r != nil && r != alone {
+				t.Errorf("%d of %d is proven, but alone %v", i, n, err)
+			}
+			// The last one of many may be left over.
+			if r == nil && err == nil && all[i].Batchable() && batchable%8 != 1 {
+				t.Errorf("%d of %d is not proven", i, n)
+			}
+			if r != nil && r.DNSNames[0] != fmt.Sprintf("w%d.test", i) {
+				t.Errorf("%d of %d is the request for %s", i, n, r.DNSNames[0])
+			}
+		}
+	}
+}
+
 // TestParseAcceptsOpenSSL: openssl leaves out the hash's NULL in PSS, for one.
 func TestParseAcceptsOpenSSL(t *testing.T) {
 	openssl := testenv.Program(t, "openssl", "openssl")

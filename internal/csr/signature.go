@@ -79,42 +79,47 @@ func buildSchemes() map[string]scheme {
 	return m
 }
 
-// checkSignature is the proof of possession (RFC 2986 section 3).
-func checkSignature(public crypto.PublicKey, p *parts) error {
-	s := p.scheme
+// digest returns what the signature is over: the hash of the CertificationRequestInfo,
+// or for Ed25519 itself. It fails where the algorithm is not one of the key.
+func (p *parts) digest(public crypto.PublicKey) ([]byte, error) {
 	if len(p.signature) == 0 {
-		return problem.Rejected(signatureField, "signature_missing", "the request has no signature")
+		return nil, problem.Rejected(signatureField, "signature_missing", "the request has no signature")
 	}
-	digest := p.info
-	if s.hash != 0 {
-		h := s.hash.New()
-		h.Write(p.info)
-		digest = h.Sum(nil)
+	match := false
+	switch public.(type) {
+	case *ecdsa.PublicKey:
+		match = p.scheme.key == 'e'
+	case ed25519.PublicKey:
+		match = p.scheme.key == 'd'
+	case *rsa.PublicKey:
+		match = p.scheme.key == 'r'
 	}
-	match, valid := false, false
+	if !match {
+		return nil, problem.Rejected(signatureField, "signature_algorithm", "the signature algorithm does not belong to the key")
+	}
+	if p.scheme.hash == 0 {
+		return p.info, nil
+	}
+	h := p.scheme.hash.New()
+	h.Write(p.info)
+	return h.Sum(nil), nil
+}
+
+// signed is the proof of possession (RFC 2986 section 3): is the signature one of the
+// key over digest?
+func (p *parts) signed(public crypto.PublicKey, digest []byte) bool {
 	switch k := public.(type) {
 	case *ecdsa.PublicKey:
-		if match = s.key == 'e'; match {
-			valid = ecdsa.VerifyASN1(k, digest, p.signature)
-		}
+		return ecdsa.VerifyASN1(k, digest, p.signature)
 	case ed25519.PublicKey:
-		if match = s.key == 'd'; match {
-			valid = ed25519.Verify(k, digest, p.signature)
-		}
+		return ed25519.Verify(k, digest, p.signature)
 	case *rsa.PublicKey:
-		if match = s.key == 'r'; match && s.pss {
-			valid = rsa.VerifyPSS(k, s.hash, digest, p.signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
-		} else if match {
-			valid = rsa.VerifyPKCS1v15(k, s.hash, digest, p.signature) == nil
+		if p.scheme.pss {
+			return rsa.VerifyPSS(k, p.scheme.hash, digest, p.signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 		}
+		return rsa.VerifyPKCS1v15(k, p.scheme.hash, digest, p.signature) == nil
 	}
-	switch {
-	case !match:
-		return problem.Rejected(signatureField, "signature_algorithm", "the signature algorithm does not belong to the key")
-	case !valid:
-		return problem.Rejected(signatureField, "signature", "the signature does not verify with the request's own key")
-	}
-	return nil
+	return false
 }
 
 func findScheme(algorithm []byte) (scheme, error) {

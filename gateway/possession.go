@@ -1,0 +1,158 @@
+package gateway
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/certmill/certmill/internal/csr"
+	"github.com/certmill/certmill/internal/p256x8"
+)
+
+// possession reads CSRs and checks their signatures. Where the processor checks a batch in
+// the time of one, those that come shortly after others wait a moment for more.
+type possession struct {
+	// cores bounds the CSRs, or batches of them, that are worked on at one time, to the
+	// cores there are: more would only stand between a refusal and its core.
+	cores chan struct{}
+	wait  time.Duration // how long a CSR waits for others at most; 0: it does not
+	batch prometheus.Observer
+
+	mu     sync.Mutex
+	held   []*heldCSR   // fewer than p256x8.Width, the oldest first
+	latest [2]time.Time // when the last two came that could wait
+}
+
+// heldCSR is a CSR whose check waits for company.
+type heldCSR struct {
+	unverified *csr.Unverified
+	// proven is what the check of the batch found; nil where it found nothing.
+	proven *csr.Request
+	done   chan struct{} // closed after the check of the batch
+}
+
+func newPossession(cores int, wait time.Duration, r prometheus.Registerer) *possession {
+	batch := prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "certmill_gateway_csr_batch_requests", Help: "CSRs whose signatures were checked at one time. It stays empty where the processor has no AVX-512 IFMA, and while few come.",
+		Buckets: prometheus.LinearBuckets(1, 1, p256x8.Width),
+	})
+	r.MustRegister(batch)
+	return &possession{cores: make(chan struct{}, cores), wait: wait, batch: batch}
+}
+
+// of reads a CSR and checks its signature.
+func (p *possession) of(ctx context.Context, der []byte) (*csr.Request, error) {
+	c := &heldCSR{done: make(chan struct{})}
+	var r *csr.Request
+	var err error
+	first, held := false, false
+	if coreErr := p.onCore(ctx, func() {
+		if c.unverified, err = csr.Read(der); err != nil {
+			return
+		}
+		if first, held = p.hold(c, time.Now()); !held {
+			r, err = c.unverified.Verify()
+		}
+	}); coreErr != nil {
+		return nil, coreErr
+	}
+	if !held {
+		return r, err
+	}
+	if first {
+		p.await(c)
+	}
+	<-c.done
+	if c.proven != nil {
+		return c.proven, nil
+	}
+	// It is wrong, as a rule, or was alone.
+	if coreErr := p.onCore(ctx, func() { r, err = c.unverified.Verify() }); coreErr != nil {
+		return nil, coreErr
+	}
+	return r, err
+}
+
+// onCore does something when a core is free for it.
+func (p *possession) onCore(ctx context.Context, do func()) error {
+	select {
+	case p.cores <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-p.cores }()
+	do()
+	return nil
+}
+
+// hold adds c to those that wait, if it gains by that and two others came within the time
+// that it would wait. Who completes a batch checks it; the first of one is told so, for
+// who is to do it when it has waited.
+func (p *possession) hold(c *heldCSR, now time.Time) (first, held bool) {
+	if p.wait == 0 || !c.unverified.Batchable() {
+		return false, false
+	}
+	p.mu.Lock()
+	company := len(p.held) > 0 || now.Sub(p.latest[0]) < p.wait
+	p.latest = [2]time.Time{p.latest[1], now}
+	if !company {
+		p.mu.Unlock()
+		return false, false
+	}
+	p.held = append(p.held, c)
+	first = len(p.held) == 1
+	var batch []*heldCSR
+	if len(p.held) == p256x8.Width {
+		batch, p.held = p.held, nil
+	}
+	p.mu.Unlock()
+	p.check(batch)
+	return first, true
+}
+
+// await lets c, the first of a batch, wait for others, and then checks what has come.
+func (p *possession) await(c *heldCSR) {
+	timer := time.NewTimer(p.wait)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return
+	case <-timer.C:
+	}
+	select {
+	case <-c.done:
+		return
+	case p.cores <- struct{}{}:
+	}
+	defer func() { <-p.cores }()
+	p.mu.Lock()
+	var batch []*heldCSR
+	if len(p.held) > 0 && p.held[0] == c {
+		batch, p.held = p.held, nil
+	}
+	p.mu.Unlock()
+	p.check(batch)
+}
+
+// check checks a batch, on a core of the caller's. Should it fail by a defect, each is
+// left to be checked alone.
+func (p *possession) check(batch []*heldCSR) {
+	if len(batch) == 0 {
+		return
+	}
+	defer func() {
+		for _, c := range batch {
+			close(c.done)
+		}
+	}()
+	p.batch.Observe(float64(len(batch)))
+	unverified := make([]*csr.Unverified, len(batch))
+	for i, c := range batch {
+		unverified[i] = c.unverified
+	}
+	for i, r := range csr.Proven(unverified) {
+		batch[i].proven = r
+	}
+}
