@@ -75,8 +75,11 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 		fmt.Printf("  round %d: %s\n", len(t.Rounds), t.Rounds[len(t.Rounds)-1])
 	}
 	for i, op := range mathematics.Operations {
-		us := median(t.Rounds, func(r round) float64 { return r.Crypto.Operations[i] })
-		t.Operations = append(t.Operations, operation{Name: op.Name, CPU: us})
+		t.Operations = append(t.Operations, operation{
+			Name: op.Name,
+			CPU:  median(t.Rounds, func(r round) float64 { return r.Crypto.Operations[i] }),
+			Own:  median(t.Rounds, func(r round) float64 { return r.Crypto.Own[i] }),
+		})
 	}
 	t.summarise()
 	b.Throughput = t
