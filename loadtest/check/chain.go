@@ -2,7 +2,9 @@ package check
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -29,9 +31,9 @@ type issuers struct {
 	first *x509.Certificate // the leaf's issuer by their order; nil if there is none
 	pool  *x509.CertPool
 
-	// verified, once the way from the leaf's issuer to a root has been, holds that
-	// issuer as an anchor for other leaves until the first certificate of the way
-	// expires. It stays nil where a certificate higher up binds leaves as well.
+	// verified, once the path from the leaf's issuer to a root has been, holds that
+	// issuer as an anchor for other leaves until the first certificate of the path
+	// expires. It stays nil where that would lose what a CA lays upon its leaves.
 	mu       sync.Mutex
 	verified *x509.CertPool
 	until    time.Time
@@ -56,7 +58,11 @@ func (c *chains) verify(leaf *x509.Certificate, above [][]byte, at time.Time) (*
 
 // issuers parses certificates, or returns those parsed before.
 func (c *chains) issuers(above [][]byte) (*issuers, error) {
-	key := string(slices.Concat(above...)) // DER says where each of them ends
+	var framed []byte // with lengths: what is no certificate is not taken for parts of some
+	for _, der := range above {
+		framed = append(binary.BigEndian.AppendUint32(framed, uint32(len(der))), der...)
+	}
+	key := string(framed)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if i := c.known[key]; i != nil {
@@ -86,7 +92,7 @@ func (i *issuers) verify(leaf *x509.Certificate, roots *x509.CertPool, at time.T
 		if _, err := leaf.Verify(opts); err == nil {
 			return nil
 		}
-		// By another way, perhaps; and if not, this way's error says more.
+		// By another path, perhaps; and if not, its error says more.
 		opts.Roots, opts.Intermediates = roots, i.pool
 	}
 	found, err := leaf.Verify(opts)
@@ -106,15 +112,15 @@ func (i *issuers) anchor(at time.Time) *x509.CertPool {
 	return i.verified
 }
 
-// remember keeps a leaf's issuer as an anchor once its way to a root is verified.
-func (i *issuers) remember(way []*x509.Certificate) {
-	if len(way) < 3 || slices.ContainsFunc(way[2:], bindsLeaves) {
+// remember keeps a leaf's issuer as an anchor once its path to a root is verified.
+func (i *issuers) remember(path []*x509.Certificate) {
+	if len(path) < 3 || binds(path[2:], nameConstraints) || binds(path[1:], policies...) {
 		return // nothing is saved, or something lost
 	}
 	anchor := x509.NewCertPool()
-	anchor.AddCert(way[1])
-	until := way[1].NotAfter
-	for _, cert := range way[2:] {
+	anchor.AddCert(path[1])
+	until := path[1].NotAfter
+	for _, cert := range path[2:] {
 		if cert.NotAfter.Before(until) {
 			until = cert.NotAfter
 		}
@@ -124,16 +130,19 @@ func (i *issuers) remember(way []*x509.Certificate) {
 	i.verified, i.until = anchor, until
 }
 
-// binding are the extensions by which a CA binds all certificates below it: name
-// constraints, policy mappings, policy constraints, inhibit anyPolicy (RFC 5280
-// sections 4.2.1.10, 4.2.1.5, 4.2.1.11, 4.2.1.14).
-var binding = []asn1.ObjectIdentifier{{2, 5, 29, 30}, {2, 5, 29, 33}, {2, 5, 29, 36}, {2, 5, 29, 54}}
+// The extensions by which a CA binds all certificates below it (RFC 5280 sections 4.2.1.10,
+// 4.2.1.5, 4.2.1.11, 4.2.1.14). crypto/x509 heeds name constraints of an anchor, too, but
+// not its policies.
+var (
+	nameConstraints = asn1.ObjectIdentifier{2, 5, 29, 30}
+	policies        = []asn1.ObjectIdentifier{{2, 5, 29, 33}, {2, 5, 29, 36}, {2, 5, 29, 54}}
+)
 
-func bindsLeaves(ca *x509.Certificate) bool {
-	for _, ext := range ca.Extensions {
-		if slices.ContainsFunc(binding, ext.Id.Equal) {
-			return true
-		}
-	}
-	return false
+// binds reports whether one of the CAs has one of the extensions.
+func binds(cas []*x509.Certificate, extensions ...asn1.ObjectIdentifier) bool {
+	return slices.ContainsFunc(cas, func(ca *x509.Certificate) bool {
+		return slices.ContainsFunc(ca.Extensions, func(e pkix.Extension) bool {
+			return slices.ContainsFunc(extensions, e.Id.Equal)
+		})
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"math/big"
 	"strings"
 	"testing"
@@ -37,8 +39,23 @@ func (a *ca) below(t *testing.T, name string, change func(*x509.Certificate)) *c
 
 func (a *ca) leaf(t *testing.T, name string) *x509.Certificate {
 	t.Helper()
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(3), DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour)}, a.cert, a.key.Public(), a.key)
+	return a.issued(t, &x509.Certificate{DNSNames: []string{name}})
+}
+
+func oid(t *testing.T, s string) x509.OID {
+	t.Helper()
+	o, err := x509.ParseOID(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func (a *ca) issued(t *testing.T, template *x509.Certificate) *x509.Certificate {
+	t.Helper()
+	template.SerialNumber = big.NewInt(3)
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(1000*time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, a.key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,6 +76,11 @@ func TestTheWayToTheRootIsVerifiedOnceAndEachLeafStill(t *testing.T) {
 	lower := short.below(t, "lower", nil)
 	bound := root.below(t, "bound", func(c *x509.Certificate) { c.PermittedDNSDomains = []string{"good.test"} })
 	underBound := bound.below(t, "under bound", nil)
+	explicit := root.below(t, "explicit", func(c *x509.Certificate) { // requireExplicitPolicy at once
+		c.Policies = []x509.OID{oid(t, "2.5.29.32.0")} // anyPolicy
+		c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 36}, Critical: true, Value: []byte{0x30, 3, 0x80, 1, 0}}}
+	})
+	inPolicy := explicit.issued(t, &x509.Certificate{DNSNames: []string{"a.test"}, Policies: []x509.OID{oid(t, "1.3.6.1.4.1.99999.1")}})
 	above := func(cas ...*ca) (der [][]byte) {
 		for _, a := range cas {
 			der = append(der, a.cert.Raw)
@@ -81,6 +103,7 @@ func TestTheWayToTheRootIsVerifiedOnceAndEachLeafStill(t *testing.T) {
 		"one above it has expired":       {lower.leaf(t, "a.test"), lower.leaf(t, "b.test"), above(lower, short), now.Add(3 * time.Hour), true, "chain"},
 		"name constraints of the issuer": {bound.leaf(t, "a.good.test"), bound.leaf(t, "b.test"), above(bound), now, true, "chain"},
 		"name constraints above it":      {underBound.leaf(t, "a.good.test"), underBound.leaf(t, "b.test"), above(underBound, bound), now, false, "chain"},
+		"policies of the issuer":         {inPolicy, explicit.leaf(t, "b.test"), above(explicit), now, false, "chain"},
 		"below a root":                   {root.leaf(t, "a.test"), impostor.leaf(t, "b.test"), nil, now, false, "chain"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -100,6 +123,26 @@ func TestTheWayToTheRootIsVerifiedOnceAndEachLeafStill(t *testing.T) {
 				t.Errorf("%v, wanted %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// The same octets, divided otherwise, are other certificates, or none.
+func TestAChainIsRememberedAsItCame(t *testing.T) {
+	root := newCA(t)
+	issuer := root.below(t, "issuer", nil)
+	leaf := issuer.leaf(t, "a.test")
+	c := newChains(root.roots())
+	a, b := issuer.cert.Raw, root.cert.Raw
+	for i, tc := range []struct {
+		above [][]byte
+		right bool
+	}{
+		{[][]byte{a, b}, true}, {[][]byte{append(append([]byte{}, a...), b...)}, false},
+		{[][]byte{{}, a, b}, false}, {[][]byte{a[:40], a[40:], b}, false}, {[][]byte{a, b, {}}, false}, {[][]byte{a, b}, true},
+	} {
+		if _, err := c.verify(leaf, tc.above, time.Now()); (err == nil) != tc.right {
+			t.Errorf("%d: %v", i, err)
+		}
 	}
 }
 
