@@ -14,7 +14,7 @@ PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # what they do is waiting.
 PARALLEL ?= 3
 
-.PHONY: help deps test-deps build demo demo-once test test-mesh generate lint breaking proto-baseline bench bench-system bench-memory bench-ledger bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
+.PHONY: help deps test-deps build demo demo-once test test-mesh test-scalar generate lint breaking proto-baseline bench bench-system bench-memory bench-ledger bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -37,7 +37,10 @@ demo-once: deps build ## the same, then stop; exit 0, or the step that failed
 
 test: test-deps build ## all tests with the race detector, on real servers, end to end through the binary
 	CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -race -p $(PARALLEL) -timeout 9m ./...
-	@$(MAKE) --no-print-directory test-mesh
+	@$(MAKE) --no-print-directory test-scalar test-mesh
+
+test-scalar: ## signatures checked as on a processor without AVX-512 IFMA; part of `test`
+	$(GO) test -count=1 -exec 'env GODEBUG=cpu.avx512ifma=off' ./internal/p256x8 ./internal/fixedkey ./internal/csr
 
 test-mesh: build ## Istio's own CA client and go-spiffe against the binary; a module of its own, part of `test`
 	cd gateway/meshtest && CERTMILL_BIN=$(CURDIR)/$(BIN) $(GO) test -count=1 -timeout 5m ./...
@@ -54,6 +57,8 @@ lint: ## gofmt, go vet, staticcheck, import rules, shell syntax, the API's compa
 	CGO_ENABLED=0 $(GO) vet ./cmd/certmill
 	cd gateway/meshtest && $(GO) vet ./...
 	cd internal/p256x8/_asm && $(GO) vet .
+	@d=$$(mktemp -d); (cd internal/p256x8/_asm && $(GO) run . -out $$d/kernel_amd64.s -stubs $$d/kernel_amd64.go -pkg p256x8); \
+	for f in kernel_amd64.s kernel_amd64.go; do diff <(tail -n +2 $$d/$$f) <(tail -n +2 internal/p256x8/$$f) || { echo "internal/p256x8/$$f: run make generate"; exit 1; }; done; rm -r $$d
 	$(TOOL) staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest
 	for f in deploy/*.sh .ci/run; do bash -n "$$f"; done

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/certmill/certmill/internal/csr"
+	"github.com/certmill/certmill/internal/p256x8"
 	queuev1 "github.com/certmill/certmill/proto/certmill/queue/v1"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
@@ -50,6 +51,23 @@ func BenchmarkCSRCheck(b *testing.B) {
 	for b.Loop() {
 		must(csr.Parse(body))(b)
 	}
+}
+
+// BenchmarkCSRCheckBatch is BenchmarkCSRCheck for eight at a time, as they are checked where
+// many come and the processor can.
+func BenchmarkCSRCheckBatch(b *testing.B) {
+	body := armour(newCSR(b, nil, "a.example.test"))
+	b.ReportAllocs()
+	for b.Loop() {
+		all := make([]*csr.Unverified, p256x8.Width)
+		for i := range all {
+			all[i] = must(csr.Read(body))(b)
+		}
+		if r := csr.Proven(all); p256x8.Supported() && r[0] == nil {
+			b.Fatal("not proven")
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*p256x8.Width), "ns/CSR")
 }
 
 func BenchmarkAuthenticateKnownJWT(b *testing.B) {
