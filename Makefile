@@ -8,6 +8,7 @@ BIN     := bin/certmill
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -X github.com/certmill/certmill/internal/telemetry.Version=$(VERSION)
 TOOL    := $(GO) tool -modfile=internal/tools/go.mod
+WRITE_ASM := $(GO) run . -pkg p256x8
 # buf runs in proto/.
 PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # How many packages are tested at a time: each brings servers of its own, and much of
@@ -47,7 +48,7 @@ test-mesh: build ## Istio's own CA client and go-spiffe against the binary; a mo
 
 generate: ## regenerate proto/, the assembly of internal/p256x8, docs/configuration.md and docs/metrics.md
 	cd proto && $(PROTO_TOOL) buf generate
-	cd internal/p256x8/_asm && $(GO) run . -out ../kernel_amd64.s -stubs ../kernel_amd64.go -pkg p256x8
+	cd internal/p256x8/_asm && $(WRITE_ASM) -out ../kernel_amd64.s -stubs ../kernel_amd64.go
 	$(GO) run ./cmd/certmill/configref -write docs/configuration.md
 	$(GO) run ./cmd/certmill/metricsref -write docs/metrics.md
 
@@ -57,7 +58,7 @@ lint: ## gofmt, go vet, staticcheck, import rules, shell syntax, the API's compa
 	CGO_ENABLED=0 $(GO) vet ./cmd/certmill
 	cd gateway/meshtest && $(GO) vet ./...
 	cd internal/p256x8/_asm && $(GO) vet .
-	@d=$$(mktemp -d); (cd internal/p256x8/_asm && $(GO) run . -out $$d/kernel_amd64.s -stubs $$d/kernel_amd64.go -pkg p256x8); \
+	@d=$$(mktemp -d); (cd internal/p256x8/_asm && $(WRITE_ASM) -out $$d/kernel_amd64.s -stubs $$d/kernel_amd64.go); \
 	for f in kernel_amd64.s kernel_amd64.go; do diff <(tail -n +2 $$d/$$f) <(tail -n +2 internal/p256x8/$$f) || { echo "internal/p256x8/$$f: run make generate"; exit 1; }; done; rm -r $$d
 	$(TOOL) staticcheck ./...
 	$(GO) test -count=1 ./internal/archtest

@@ -11,13 +11,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"errors"
-	"fmt"
 	"math/big"
 
 	"filippo.io/nistec"
-	"golang.org/x/crypto/cryptobyte"
-	"golang.org/x/crypto/cryptobyte/asn1"
-
 	"github.com/certmill/certmill/internal/p256x8"
 )
 
@@ -70,16 +66,9 @@ type table struct {
 }
 
 func newTable(key *ecdsa.PublicKey) (*table, error) {
-	if key.Curve != elliptic.P256() {
-		return nil, errors.New("the key is not on P-256")
-	}
-	encoded, err := key.Bytes()
+	base, err := p256x8.Point(key)
 	if err != nil {
-		return nil, fmt.Errorf("encoding the key: %w", err)
-	}
-	base, err := nistec.NewP256Point().SetBytes(encoded)
-	if err != nil {
-		return nil, fmt.Errorf("the key is no point of P-256: %w", err)
+		return nil, err
 	}
 	v := &table{order: elliptic.P256().Params().N, multiples: new([places][digits]nistec.P256Point)}
 	for i := range v.multiples {
@@ -94,16 +83,15 @@ func newTable(key *ecdsa.PublicKey) (*table, error) {
 }
 
 func (v *table) verify(digest, signature []byte) bool {
-	r, s, ok := parse(signature)
-	if !ok || !v.scalar(r) || !v.scalar(s) {
+	sig, ok := p256x8.Parse(digest, signature)
+	if !ok {
 		return false
 	}
 	// SEC 1 section 4.1.4, from step 3 on.
-	e := new(big.Int).SetBytes(digest[:min(size, len(digest))])
-	w := new(big.Int).ModInverse(s, v.order)
-	u1 := e.Mul(e, w)
+	w := new(big.Int).ModInverse(sig.S, v.order)
+	u1 := sig.E.Mul(sig.E, w)
 	u1.Mod(u1, v.order)
-	u2 := w.Mul(r, w)
+	u2 := w.Mul(sig.R, w)
 	u2.Mod(u2, v.order)
 
 	var octets [size]byte
@@ -129,11 +117,8 @@ func (v *table) verify(digest, signature []byte) bool {
 		return false
 	}
 	left := new(big.Int).SetBytes(x)
-	return left.Mod(left, v.order).Cmp(r) == 0
+	return left.Mod(left, v.order).Cmp(sig.R) == 0
 }
-
-// scalar reports whether n is between 1 and the order of the curve.
-func (v *table) scalar(n *big.Int) bool { return n.Sign() > 0 && n.Cmp(v.order) < 0 }
 
 // digit returns the i-th digit of a scalar, the lowest being the first.
 func digit(scalar *[size]byte, i int) int {
@@ -144,13 +129,4 @@ func digit(scalar *[size]byte, i int) int {
 		two |= int(scalar[at-1]) << 8
 	}
 	return two >> (bit % 8) & digits
-}
-
-func parse(signature []byte) (r, s *big.Int, ok bool) {
-	r, s = new(big.Int), new(big.Int)
-	input := cryptobyte.String(signature)
-	var inner cryptobyte.String
-	ok = input.ReadASN1(&inner, asn1.SEQUENCE) && input.Empty() &&
-		inner.ReadASN1Integer(r) && inner.ReadASN1Integer(s) && inner.Empty()
-	return r, s, ok
 }

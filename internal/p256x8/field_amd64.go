@@ -59,6 +59,15 @@ func wordsOf(b []byte) words {
 	return words{v0 & limb, (v0>>52 | v1<<12) & limb, (v1>>40 | v2<<24) & limb, (v2>>28 | v3<<36) & limb, v3 >> 16}
 }
 
+// number is the inverse of split.
+func number(v words) *big.Int {
+	n := new(big.Int)
+	for i := len(v) - 1; i >= 0; i-- {
+		n.Lsh(n, 52).Or(n, new(big.Int).SetUint64(v[i]))
+	}
+	return n
+}
+
 // all returns an element that is v in every lane.
 func all(v words) (e element) {
 	for lane := range width {

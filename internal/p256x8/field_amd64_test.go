@@ -17,14 +17,6 @@ func needsLanes(t testing.TB) {
 	}
 }
 
-func number(v words) *big.Int {
-	n := new(big.Int)
-	for i := len(v) - 1; i >= 0; i-- {
-		n.Lsh(n, 52).Or(n, new(big.Int).SetUint64(v[i]))
-	}
-	return n
-}
-
 // below3 makes numbers below 3·2^256, as the assembly takes them, of which many are at an
 // end of a limb or of the range.
 func below3(r *rand.Rand) (e element) {

@@ -3,8 +3,6 @@ package p256x8
 import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
-	"errors"
-	"fmt"
 	"math/big"
 	"sync"
 
@@ -32,22 +30,15 @@ func NewFixedKey(key *ecdsa.PublicKey) (*FixedKey, error) {
 	if !supported {
 		return nil, ErrUnsupported
 	}
-	if key.Curve != elliptic.P256() {
-		return nil, errors.New("the key is not on P-256")
-	}
-	encoded, err := key.Bytes()
+	p, err := Point(key)
 	if err != nil {
-		return nil, fmt.Errorf("encoding the key: %w", err)
-	}
-	p, err := nistec.NewP256Point().SetBytes(encoded)
-	if err != nil {
-		return nil, fmt.Errorf("the key is no point of P-256: %w", err)
+		return nil, err
 	}
 	rows, err := digitRows(p)
 	if err != nil {
 		return nil, err
 	}
-	own, err := ecdsa.ParseUncompressedPublicKey(key.Curve, encoded)
+	own, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), p.Bytes())
 	if err != nil {
 		return nil, err
 	}
@@ -60,14 +51,14 @@ func (k *FixedKey) Verify(digest, signature []byte) bool {
 }
 
 func (k *FixedKey) known(digest, signature []byte) bool {
-	v, ok := parse(digest, signature)
+	v, ok := Parse(digest, signature)
 	if !ok {
 		return false
 	}
-	u1, u2 := multipliers(v.e, v.r, new(big.Int).ModInverse(v.s, order))
+	u1, u2 := multipliers(v.E, v.R, new(big.Int).ModInverse(v.S, order))
 	w := workspaces.Get().(*workspace)
 	defer workspaces.Put(w)
-	right, err := w.verifyFixed(k.rows, &u1, &u2, split(v.r))
+	right, err := w.verifyFixed(k.rows, &u1, &u2, split(v.R))
 	return err == nil && right
 }
 
@@ -96,11 +87,11 @@ var baseSums = sync.OnceValues(func() (*sums, error) {
 	}
 	toMontgomery(&b.start.x)
 	toMontgomery(&b.start.y)
-	off, err := constant(negated(total), total)
+	off, err := everywhere(negated(total))
 	if err != nil {
 		return nil, err
 	}
-	b.rows = append(b.rows, row{{get(&off[0].x, 0), get(&off[0].y, 0)}})
+	b.rows = append(b.rows, row{{get(&off.x, 0), get(&off.y, 0)}})
 	return b, nil
 })
 

@@ -16,8 +16,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"errors"
+	"fmt"
 	"math/big"
 
+	"filippo.io/nistec"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -53,16 +55,33 @@ func Valid(all []Signature) []bool {
 // ErrUnsupported says that the processor lacks AVX-512 IFMA.
 var ErrUnsupported = errors.New("the processor has no AVX-512 IFMA")
 
-// values are the numbers of a signature and its digest (SEC 1 section 4.1.4).
-type values struct{ r, s, e *big.Int }
+// Values are the numbers of a signature and its digest (SEC 1 section 4.1.4).
+type Values struct{ R, S, E *big.Int }
 
-// parse reads a signature. It fails for what [ecdsa.VerifyASN1] refuses, too.
-func parse(digest, signature []byte) (v values, ok bool) {
-	v = values{new(big.Int), new(big.Int), new(big.Int).SetBytes(digest[:min(octets, len(digest))])}
+// Parse reads a signature. It fails for what [ecdsa.VerifyASN1] refuses, too.
+func Parse(digest, signature []byte) (v Values, ok bool) {
+	v = Values{new(big.Int), new(big.Int), new(big.Int).SetBytes(digest[:min(octets, len(digest))])}
 	input := cryptobyte.String(signature)
 	var inner cryptobyte.String
-	ok = len(digest) > 0 && input.ReadASN1(&inner, asn1.SEQUENCE) && input.Empty() &&
-		inner.ReadASN1Integer(v.r) && inner.ReadASN1Integer(v.s) && inner.Empty() &&
-		v.r.Sign() > 0 && v.r.Cmp(order) < 0 && v.s.Sign() > 0 && v.s.Cmp(order) < 0
+	ok = input.ReadASN1(&inner, asn1.SEQUENCE) && input.Empty() &&
+		inner.ReadASN1Integer(v.R) && inner.ReadASN1Integer(v.S) && inner.Empty() &&
+		v.R.Sign() > 0 && v.R.Cmp(order) < 0 && v.S.Sign() > 0 && v.S.Cmp(order) < 0
 	return v, ok
+}
+
+// Point returns the point of a key. It fails for a key on another curve, or that is no
+// point of P-256.
+func Point(key *ecdsa.PublicKey) (*nistec.P256Point, error) {
+	if key.Curve != elliptic.P256() {
+		return nil, errors.New("the key is not on P-256")
+	}
+	encoded, err := key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("encoding the key: %w", err)
+	}
+	p, err := nistec.NewP256Point().SetBytes(encoded)
+	if err != nil {
+		return nil, fmt.Errorf("the key is no point of P-256: %w", err)
+	}
+	return p, nil
 }

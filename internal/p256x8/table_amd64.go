@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"math/big"
 	"sync"
 	"unsafe"
 
@@ -99,11 +98,7 @@ func flatten(points *[rowLen]point) (*[rowLen]affine, error) {
 	}
 	fromMontgomery(&product)
 	for lane := range width {
-		v := new(big.Int)
-		w := get(&product, lane)
-		for i := len(w) - 1; i >= 0; i-- {
-			v.Lsh(v, 52).Or(v, new(big.Int).SetUint64(w[i]))
-		}
+		v := number(get(&product, lane))
 		if v.ModInverse(v, prime) == nil {
 			return nil, fmt.Errorf("a multiple of the point is the point at infinity")
 		}

@@ -58,7 +58,7 @@ func inLanes(all []Signature, valid []bool) {
 
 // job is a signature on its way to become a query.
 type job struct {
-	values
+	Values
 	x, y words
 	at   int
 }
@@ -67,7 +67,7 @@ func newJob(s *Signature) (j job, ok bool) {
 	if s.Key.Curve != elliptic.P256() {
 		return j, false
 	}
-	if j.values, ok = parse(s.Digest, s.Value); !ok {
+	if j.Values, ok = Parse(s.Digest, s.Value); !ok {
 		return j, false
 	}
 	point, err := s.Key.Bytes()
@@ -83,8 +83,8 @@ func (w *workspace) work(batch []job) (known uint64, err error) {
 	var queries [width]query
 	for i, inverse := range inverses(batch) {
 		j := batch[i]
-		queries[i] = query{x: j.x, y: j.y, r: split(j.r)}
-		queries[i].u1, queries[i].u2 = multipliers(j.e, j.r, inverse)
+		queries[i] = query{x: j.x, y: j.y, r: split(j.R)}
+		queries[i].u1, queries[i].u2 = multipliers(j.E, j.R, inverse)
 	}
 	return w.verify(queries[:len(batch)])
 }
@@ -95,14 +95,14 @@ func inverses(batch []job) []*big.Int {
 	product := big.NewInt(1)
 	for i, j := range batch {
 		out[i] = product
-		product = new(big.Int).Mul(product, j.s)
+		product = new(big.Int).Mul(product, j.S)
 		product.Mod(product, order)
 	}
 	product.ModInverse(product, order) // s is not 0, and n a prime
 	for i := len(batch) - 1; i >= 0; i-- {
 		out[i] = out[i].Mul(out[i], product)
 		out[i].Mod(out[i], order)
-		product.Mul(product, batch[i].s)
+		product.Mul(product, batch[i].S)
 		product.Mod(product, order)
 	}
 	return out
@@ -138,30 +138,32 @@ func newWorkspace() *workspace {
 	return (*workspace)(unsafe.Add(at, -uintptr(at)&(line-1)))
 }
 
-// startAndEnd are where sums of verify start, and what takes that off after their 255
-// doublings.
-var startAndEnd = sync.OnceValues(func() (*[2]affine, error) {
+// ends are where sums of verify start, and what takes that off after their 255 doublings.
+type ends struct{ start, off affine }
+
+var verifyEnds = sync.OnceValues(func() (e ends, err error) {
 	start := startPoint(0)
-	end := nistec.NewP256Point().Set(start)
-	for range (keyDigits - 1) * keyBits {
-		end.Double(end)
+	if e.start, err = everywhere(start); err != nil {
+		return e, err
 	}
-	return constant(start, negated(end))
+	off := nistec.NewP256Point().Set(start)
+	for range (keyDigits - 1) * keyBits {
+		off.Double(off)
+	}
+	e.off, err = everywhere(negated(off))
+	return e, err
 })
 
-// constant returns points that are the same in each lane.
-func constant(start, end *nistec.P256Point) (*[2]affine, error) {
-	both := new([2]affine)
-	for i, p := range []*nistec.P256Point{start, end} {
-		for lane := range width {
-			if err := place(&both[i], lane, p); err != nil {
-				return nil, err
-			}
+// everywhere returns a point in each lane.
+func everywhere(p *nistec.P256Point) (a affine, err error) {
+	for lane := range width {
+		if err := place(&a, lane, p); err != nil {
+			return a, err
 		}
-		toMontgomery(&both[i].x)
-		toMontgomery(&both[i].y)
 	}
-	return both, nil
+	toMontgomery(&a.x)
+	toMontgomery(&a.y)
+	return a, nil
 }
 
 // verify answers up to eight queries: a bit for each signature that is known to be
@@ -172,7 +174,7 @@ func (w *workspace) verify(queries []query) (known uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	ends, err := startAndEnd()
+	ends, err := verifyEnds()
 	if err != nil {
 		return 0, err
 	}
@@ -195,7 +197,7 @@ func (w *workspace) verify(queries []query) (known uint64, err error) {
 		w.table[k] = w.table[k-1]
 		addAffine(&w.table[k], &w.key, every, 0, &w.s)
 	}
-	w.sum = point{ends[0].x, ends[0].y, unit}
+	w.sum = point{ends.start.x, ends.start.y, unit}
 	for i := keyDigits - 1; i >= 0; i-- {
 		if i < keyDigits-1 {
 			double(&w.sum, keyBits, &w.s)
@@ -215,7 +217,7 @@ func (w *workspace) verify(queries []query) (known uint64, err error) {
 			addAffine(&w.sum, &w.fixed, c.apply, c.negative, &w.s)
 		}
 	}
-	addAffine(&w.sum, &ends[1], every, 0, &w.s)
+	addAffine(&w.sum, &ends.off, every, 0, &w.s)
 	return w.compare() & (1<<len(queries) - 1), nil
 }
 

@@ -128,7 +128,7 @@ func TestAKeyThatTheFormulasDoNotTake(t *testing.T) {
 			if !ok {
 				t.Fatal("no job")
 			}
-			_, u2 := multipliers(j.e, j.r, new(big.Int).ModInverse(j.s, order))
+			_, u2 := multipliers(j.E, j.R, new(big.Int).ModInverse(j.S, order))
 			var digits [keyDigits]int16
 			if u2.recode(digits[:], keyBits); digits[keyDigits-1] == 1 {
 				all = append(all, s)

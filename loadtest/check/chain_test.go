@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// below makes a CA under a.
+// below makes a CA under a, or, without one, a root.
 func (a *ca) below(t *testing.T, name string, change func(*x509.Certificate)) *ca {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -25,6 +25,9 @@ func (a *ca) below(t *testing.T, name string, change func(*x509.Certificate)) *c
 	template.Subject.CommonName = name
 	if change != nil {
 		change(template)
+	}
+	if a == nil {
+		a = &ca{key, template}
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
