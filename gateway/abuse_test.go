@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"testing"
 	"time"
@@ -53,10 +55,7 @@ func (w *world) connect(t *testing.T, from string, n int) (open []net.Conn) {
 }
 
 func TestConnectionsOfOneAddressLeaveRoomForOthers(t *testing.T) {
-	w := newWorld(t, func(c *Config, _ *Deps) {
-		c.Limits.MaxConnections, c.Limits.MaxConnectionsPerAddress = 30, 20
-		c.Limits.HeaderTimeout, c.Limits.ReadTimeout, c.Limits.IdleTimeout = time.Second, time.Second, time.Second
-	})
+	w := newWorld(t, crowd(time.Minute)) // none is cut meanwhile, however slow the machine is
 	w.connect(t, "127.0.0.2", 60)
 	eventually(t, "its bound is reached and the rest refused", func() bool { return w.gateway.https.Connections() == 20 && w.gateway.https.Refused() == 40 })
 	must0(t, w.alive(t, "127.0.0.3"))
@@ -66,8 +65,27 @@ func TestConnectionsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 		t.Error("a connection beyond the bound is served")
 	}
 	// Half-open: nobody ever says anything on them.
+	w = newWorld(t, crowd(time.Second))
+	silent := append(w.connect(t, "127.0.0.2", 20), w.connect(t, "127.0.0.3", 10)...)
+	if len(silent) != 30 {
+		t.Fatalf("%d connections are open", len(silent))
+	}
+	for _, c := range silent {
+		must0(t, c.SetReadDeadline(time.Now().Add(30*time.Second)))
+		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("one that says nothing is not cut: %v", err)
+		}
+	}
 	eventually(t, "those who say nothing are cut", func() bool { return w.gateway.https.Connections() == 0 })
 	must0(t, w.alive(t, "127.0.0.4"))
+}
+
+// crowd bounds connections, and how long one may say nothing.
+func crowd(silence time.Duration) func(*Config, *Deps) {
+	return func(c *Config, _ *Deps) {
+		c.Limits.MaxConnections, c.Limits.MaxConnectionsPerAddress = 30, 20
+		c.Limits.HeaderTimeout, c.Limits.ReadTimeout, c.Limits.IdleTimeout = silence, silence, silence
+	}
 }
 
 func TestTenThousandIdleConnectionsCostLittle(t *testing.T) {
