@@ -35,14 +35,10 @@ func newLane(issuer string, p queue.Priority) *lane {
 
 func (l *lane) full(batch int) bool { return l.waiting >= batch }
 
-// company is how much waits, as a multiple of what is in flight, before it goes.
-const company = 2
-
-// hasCompany reports whether so much waits, beside what is with the queue and the
-// signers, that a message is worth its cost, which is that of several of its requests.
-// The busier the signers are the less a request gains by going at once; one that comes
-// alone does.
-func (l *lane) hasCompany() bool { return l.waiting >= company*l.inFlight }
+// hasCompany reports whether as much waits as is with the queue and the signers, so that a
+// message is worth its cost, which is that of several of its requests. The busier the
+// signers are the less a request gains by going at once; one that comes alone does.
+func (l *lane) hasCompany() bool { return l.waiting >= l.inFlight }
 
 func (l *lane) push(c *call) {
 	f := l.flows[c.caller]

@@ -247,7 +247,7 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 	m.settled()
 }
 
-// While the signers have work a message waits until it is twice as large as what they have.
+// While the signers have work a message waits until it is as large as what they have.
 func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	m := newMill(t, nil)
 	// Longer than may be configured, also for the share of it that few requests wait, so
@@ -272,24 +272,30 @@ func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	ask(1)
 	until(t, "one that comes alone goes at once", func() bool { return m.messages() == 1 })
 	ask(1)
-	until(t, "one waits beside one in flight", waiting(1))
+	until(t, "a second one too, beside one in flight", func() bool { return m.messages() == 2 })
 	ask(1)
-	until(t, "two go together", func() bool { return m.messages() == 2 })
-	ask(5)
-	until(t, "five wait beside three", waiting(5))
+	until(t, "one waits beside two in flight", waiting(1))
 	ask(1)
-	until(t, "six go together", func() bool { return m.messages() == 3 })
-	ask(18)
-	until(t, "eighteen go together", func() bool { return m.messages() == 4 })
+	until(t, "two go together", func() bool { return m.messages() == 3 })
+	ask(3)
+	until(t, "three wait beside four", waiting(3))
+	ask(1)
+	until(t, "four go together", func() bool { return m.messages() == 4 })
+	ask(8)
+	until(t, "eight go together", func() bool { return m.messages() == 5 })
+	ask(16)
+	until(t, "sixteen go together", func() bool { return m.messages() == 6 })
+	ask(queue.MaxBatch)
+	until(t, "a full message goes", func() bool { return m.messages() == 7 })
 	ask(queue.MaxBatch - 1)
-	until(t, "one fewer than a full message wait beside 27", waiting(queue.MaxBatch-1))
+	until(t, "one fewer than a full message wait beside 64", waiting(queue.MaxBatch-1))
 	ask(1)
-	until(t, "a full message goes without more company", func() bool { return m.messages() == 5 })
+	until(t, "a full message goes without more company", func() bool { return m.messages() == 8 })
 	ask(7)
-	until(t, "seven wait beside 59", waiting(7))
+	until(t, "seven wait beside 96", waiting(7))
 	m.sign(millIssued) // and go when those are answered
 	wait.Wait()
-	until(t, "the last is counted", func() bool { return m.messages() == 6 })
+	until(t, "the last is counted", func() bool { return m.messages() == 9 })
 	m.settled()
 }
 

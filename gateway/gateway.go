@@ -70,7 +70,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	}
 	g.service.admission = newAdmission(&g.cfg, g.service.inFlight, g.service.streams, g.service.waiting, deps.Log, deps.Now)
 	g.service.window = newWindow(&cfg.Limits, g.service.admission.calls, g.service.renewing)
-	g.service.possession = newPossession(runtime.GOMAXPROCS(0), cfg.Limits.CSRWait, deps.Registry)
+	g.service.possession = newPossession(runtime.GOMAXPROCS(0), cfg.Limits.CSRWait, possessionDeps{underWay: g.service.inFlight.used.Load, expect: deps.Signer.Expect}, deps.Registry)
 	g.service.status = &statusBoard{service: g.service, roles: deps.Roles, queue: deps.Queue, self: g.reporter}
 	g.auth = &authenticator{
 		mtls: &mtlsAuth{

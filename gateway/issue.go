@@ -56,7 +56,7 @@ func (s *service) issueNamed(ctx context.Context, c *Caller, requestID string, r
 
 // issueBy is issueNamed without its measurement; it also returns the priority.
 func (s *service) issueBy(ctx context.Context, c *Caller, requestID string, r *certmillv1.IssueRequest, name func(*profile.Request)) (*issued, queue.Priority, error) {
-	p, err := s.prepareExpected(ctx, c, r, name)
+	p, err := s.prepare(ctx, c, r, name)
 	if err != nil {
 		return nil, queue.First, err
 	}
@@ -117,17 +117,12 @@ func (s *service) refuseRevoked(ctx context.Context, r *queuev1.SignResult) erro
 			n, revocation.RevokedAt.Format(time.RFC3339), reasonText(revocation.Reason))}
 }
 
-// prepareExpected is prepare for a request that goes to the signers when it is through:
-// the next message waits for it.
-func (s *service) prepareExpected(ctx context.Context, c *Caller, r *certmillv1.IssueRequest, name func(*profile.Request)) (*prepared, error) {
+// prepare turns what was asked into what a signer is asked: the CSR is parsed and its
+// signature checked once, and the profile judges all of it. The next message to the signers
+// waits for it meanwhile, which only for an order is in vain.
+func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueRequest, name func(*profile.Request)) (*prepared, error) {
 	s.signer.Expect(1)
 	defer s.signer.Expect(-1)
-	return s.prepare(ctx, c, r, name)
-}
-
-// prepare turns what was asked into what a signer is asked: the CSR is parsed and its
-// signature checked once, and the profile judges all of it.
-func (s *service) prepare(ctx context.Context, c *Caller, r *certmillv1.IssueRequest, name func(*profile.Request)) (*prepared, error) {
 	// Step 1: what costs nothing to check.
 	if err := checkIssue(r); err != nil {
 		return nil, err

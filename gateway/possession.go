@@ -12,34 +12,52 @@ import (
 )
 
 // possession reads CSRs and checks their signatures. Where the processor checks a batch in
-// the time of one, those that come shortly after others wait a moment for more.
+// the time of one, they wait a moment for more, the longer the more there is to do.
 type possession struct {
+	possessionDeps
 	// cores bounds the CSRs, or batches of them, that are worked on at one time, to the
 	// cores there are: more would only stand between a refusal and its core.
 	cores chan struct{}
 	wait  time.Duration // how long a CSR waits for others at most; 0: it does not
 	batch prometheus.Observer
 
-	mu     sync.Mutex
-	held   []*heldCSR   // fewer than p256x8.Width, the oldest first
-	latest [2]time.Time // when the last two came that could wait
+	mu   sync.Mutex
+	held []*heldCSR // fewer than p256x8.Width, the oldest first
 }
+
+// possessionDeps are what a possession knows of the gateway around it.
+type possessionDeps struct {
+	// underWay counts the requests in work, from their arrival to their answer.
+	underWay func() int64
+	// expect tells the dispatcher how many more requests are on their way to it, or, where
+	// negative, fewer. A CSR that waits is none of them: nothing is to wait for it.
+	expect func(n int)
+}
+
+// Requests under way beside a CSR, for which it waits as long as it may, and not at all:
+// where few are, there is time for a check of its own.
+const (
+	many = 2 * p256x8.Width
+	few  = p256x8.Width / 2
+)
 
 // heldCSR is a CSR whose check waits for company.
 type heldCSR struct {
 	unverified *csr.Unverified
+	// wait is how long the batch waits that begins with this one.
+	wait time.Duration
 	// proven is what the check of the batch found; nil where it found nothing.
 	proven *csr.Request
 	done   chan struct{} // closed after the check of the batch
 }
 
-func newPossession(cores int, wait time.Duration, r prometheus.Registerer) *possession {
+func newPossession(cores int, wait time.Duration, deps possessionDeps, r prometheus.Registerer) *possession {
 	batch := prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "certmill_gateway_csr_batch_requests", Help: "CSRs whose signatures were checked at one time. It stays empty where the processor has no AVX-512 IFMA, and while few come.",
 		Buckets: prometheus.LinearBuckets(1, 1, p256x8.Width),
 	})
 	r.MustRegister(batch)
-	return &possession{cores: make(chan struct{}, cores), wait: wait, batch: batch}
+	return &possession{possessionDeps: deps, cores: make(chan struct{}, cores), wait: wait, batch: batch}
 }
 
 // of reads a CSR and checks its signature.
@@ -52,7 +70,7 @@ func (p *possession) of(ctx context.Context, der []byte) (*csr.Request, error) {
 		if c.unverified, err = csr.Read(der); err != nil {
 			return
 		}
-		if first, held = p.hold(c, time.Now()); !held {
+		if first, held = p.hold(c); !held {
 			r, err = c.unverified.Verify()
 		}
 	}); coreErr != nil {
@@ -87,22 +105,24 @@ func (p *possession) onCore(ctx context.Context, do func()) error {
 	return nil
 }
 
-// hold adds c to those that wait, if it gains by that and two others came within the time
-// that it would wait. Who completes a batch checks it; the first of one is told so, for
-// who is to do it when it has waited.
-func (p *possession) hold(c *heldCSR, now time.Time) (first, held bool) {
+// hold adds c to those that wait, if it gains by that and some do already or there are
+// others to come. Who completes a batch checks it; the first of one is told so, for who is
+// to do it when it has waited.
+func (p *possession) hold(c *heldCSR) (first, held bool) {
 	if p.wait == 0 || !c.unverified.Batchable() {
 		return false, false
 	}
 	p.mu.Lock()
-	company := len(p.held) > 0 || now.Sub(p.latest[0]) < p.wait
-	p.latest = [2]time.Time{p.latest[1], now}
-	if !company {
-		p.mu.Unlock()
-		return false, false
+	if first = len(p.held) == 0; first {
+		others := min(p.underWay()-1, many)
+		if others < few {
+			p.mu.Unlock()
+			return false, false
+		}
+		c.wait = p.wait * time.Duration(others) / many
 	}
 	p.held = append(p.held, c)
-	first = len(p.held) == 1
+	p.expect(-1)
 	var batch []*heldCSR
 	if len(p.held) == p256x8.Width {
 		batch, p.held = p.held, nil
@@ -114,7 +134,7 @@ func (p *possession) hold(c *heldCSR, now time.Time) (first, held bool) {
 
 // await lets c, the first of a batch, wait for others, and then checks what has come.
 func (p *possession) await(c *heldCSR) {
-	timer := time.NewTimer(p.wait)
+	timer := time.NewTimer(c.wait)
 	defer timer.Stop()
 	select {
 	case <-c.done:
@@ -143,6 +163,7 @@ func (p *possession) check(batch []*heldCSR) {
 		return
 	}
 	defer func() {
+		p.expect(len(batch))
 		for _, c := range batch {
 			close(c.done)
 		}

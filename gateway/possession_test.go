@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,12 +34,14 @@ func csrFor(t *testing.T, name string) []byte {
 	return der
 }
 
-// startled returns a possession that has seen two CSRs a moment ago.
-func startled(cores int) (*possession, *prometheus.Registry) {
-	registry := prometheus.NewRegistry()
-	p := newPossession(cores, 2*time.Millisecond, registry)
-	p.latest = [2]time.Time{time.Now(), time.Now()}
-	return p, registry
+// surrounded returns a possession in a gateway with so many requests in work beside any that
+// it reads, and what it tells the dispatcher.
+func surrounded(cores, others int) (*possession, *prometheus.Registry, *atomic.Int64) {
+	registry, expected := prometheus.NewRegistry(), new(atomic.Int64)
+	return newPossession(cores, 4*time.Millisecond, possessionDeps{
+		underWay: func() int64 { return int64(others + 1) },
+		expect:   func(n int) { expected.Add(int64(n)) },
+	}, registry), registry, expected
 }
 
 // batches returns how many batches were checked, and how many CSRs were in them.
@@ -60,7 +63,7 @@ func TestCSRsWaitForCompany(t *testing.T) {
 			ders = append(ders, csrFor(t, fmt.Sprintf("w%d.test", i)))
 		}
 		synctest.Test(t, func(t *testing.T) {
-			p, registry := startled(2)
+			p, registry, expected := surrounded(2, many)
 			began := time.Now()
 			var wait sync.WaitGroup
 			for i, der := range ders {
@@ -80,6 +83,9 @@ func TestCSRsWaitForCompany(t *testing.T) {
 			if !p256x8.Supported() {
 				n, wantCount, wantWait = 0, 0, 0
 			}
+			if n := expected.Load(); n != 0 {
+				t.Errorf("%d more are expected than before", n)
+			}
 			if waited != wantWait || count != wantCount || csrs != float64(n) {
 				t.Errorf("%d CSRs waited %s, in %d batches with %v", len(ders), waited, count, csrs)
 			}
@@ -87,35 +93,42 @@ func TestCSRsWaitForCompany(t *testing.T) {
 	}
 }
 
-// Where few come, or waiting is switched off, a CSR is checked at once and alone.
-func TestACSRWithoutCompanyDoesNotWait(t *testing.T) {
-	ders := [][]byte{csrFor(t, "a.test"), csrFor(t, "b.test"), csrFor(t, "c.test"), csrFor(t, "d.test")}
-	for name, tc := range map[string]struct {
-		wait, apart time.Duration
-	}{"few come": {2 * time.Millisecond, time.Millisecond}, "off": {0, 0}} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				registry := prometheus.NewRegistry()
-				p := newPossession(2, tc.wait, registry)
-				for _, der := range ders {
-					began := time.Now()
-					if _, err := p.of(t.Context(), der); err != nil || time.Since(began) != 0 {
-						t.Errorf("%v after %s", err, time.Since(began))
-					}
-					time.Sleep(tc.apart)
-				}
-				if n, _ := batches(t, registry); n != 0 {
-					t.Errorf("%d batches", n)
-				}
-			})
+// Where few are under way, or waiting is switched off, a CSR is checked at once and alone;
+// from there on it waits the longer the more there are.
+func TestTheFewerAreUnderWayTheShorterACSRWaits(t *testing.T) {
+	if !p256x8.Supported() {
+		t.Skip("this processor checks each CSR alone")
+	}
+	der := csrFor(t, "a.test")
+	for _, tc := range []struct {
+		others          int
+		most, wantWaits time.Duration
+	}{
+		{0, 4 * time.Millisecond, 0}, {few - 1, 4 * time.Millisecond, 0}, {many, 0, 0},
+		{few, 4 * time.Millisecond, time.Millisecond}, {many - 4, 4 * time.Millisecond, 3 * time.Millisecond},
+		{many, 4 * time.Millisecond, 4 * time.Millisecond}, {1000, 4 * time.Millisecond, 4 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p, registry, expected := surrounded(2, tc.others)
+			p.wait = tc.most
+			var meanwhile atomic.Int64
+			time.AfterFunc(tc.wantWaits/2, func() { meanwhile.Store(expected.Load()) })
+			began := time.Now()
+			if _, err := p.of(t.Context(), der); err != nil || time.Since(began) != tc.wantWaits {
+				t.Errorf("%d others, %s at most: %v after %s", tc.others, tc.most, err, time.Since(began))
+			}
+			synctest.Wait()
+			n, _ := batches(t, registry)
+			if waits := tc.wantWaits > 0; waits != (n == 1) || waits != (meanwhile.Load() == -1) || expected.Load() != 0 {
+				t.Errorf("%d others, %s at most: %d batches, %d expected while it waited, %d at the end", tc.others, tc.most, n, meanwhile.Load(), expected.Load())
+			}
 		})
 	}
 }
 
 // Good and bad CSRs in one batch: each gets the answer that it gets alone.
 func TestABadCSRDoesNotSpoilItsCompany(t *testing.T) {
-	p, registry := startled(2)
-	p.latest = [2]time.Time{time.Now().Add(time.Minute), time.Now().Add(time.Minute)} // however slow the machine is
+	p, registry, expected := surrounded(2, many)
 	var wait sync.WaitGroup
 	for i := range 40 {
 		der := csrFor(t, fmt.Sprintf("w%d.test", i))
@@ -140,6 +153,9 @@ func TestABadCSRDoesNotSpoilItsCompany(t *testing.T) {
 		})
 	}
 	wait.Wait()
+	if n := expected.Load(); n != 0 {
+		t.Errorf("%d more are expected than before", n)
+	}
 	if _, csrs := batches(t, registry); p256x8.Supported() && csrs < p256x8.Width {
 		t.Errorf("%v CSRs were checked with others", csrs)
 	}
@@ -147,7 +163,7 @@ func TestABadCSRDoesNotSpoilItsCompany(t *testing.T) {
 
 // A defect in the check of a batch leaves nobody waiting, and nobody taken as checked.
 func TestADefectInTheCheckLeavesNobodyWaiting(t *testing.T) {
-	p, _ := startled(1)
+	p, _, expected := surrounded(1, many)
 	u, err := csr.Read(csrFor(t, "a.test"))
 	if err != nil {
 		t.Fatal(err)
@@ -167,13 +183,16 @@ func TestADefectInTheCheckLeavesNobodyWaiting(t *testing.T) {
 			t.Errorf("%d is proven", i)
 		}
 	}
+	if n := expected.Load(); n != int64(len(batch)) {
+		t.Errorf("%d are expected, not %d", n, len(batch)) // they were taken off before
+	}
 	if r, err := p.of(t.Context(), csrFor(t, "b.test")); err != nil || r == nil {
 		t.Errorf("the next one: %v", err)
 	}
 }
 
 func TestWhoHasGoneIsNotChecked(t *testing.T) {
-	p, _ := startled(1)
+	p, _, _ := surrounded(1, many)
 	p.cores <- struct{}{}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
