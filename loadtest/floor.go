@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/certmill/certmill/internal/sysmon"
 	"github.com/certmill/certmill/loadtest/floor"
 )
 
@@ -117,6 +118,9 @@ func (s *session) startFloor(ctx context.Context) error {
 	}
 	cmd := exec.Command(args[0], args[1:]...) // not CommandContext: it is asked to end, after the last request
 	cmd.Stderr = os.Stderr
+	if s.quiet {
+		cmd.Env = append(os.Environ(), sysmon.Environment+"=1")
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err

@@ -13,12 +13,14 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/certmill/certmill/internal/sysmon"
 	"github.com/certmill/certmill/loadtest/check"
 	"github.com/certmill/certmill/loadtest/material"
 	"github.com/certmill/certmill/loadtest/observe"
@@ -40,6 +42,7 @@ type session struct {
 	observer *observe.Observer
 	view     *view
 	saver    *saver
+	quiet    bool // sysmon may be late, here and in the floor
 	closers  []func() error
 }
 
@@ -52,6 +55,9 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 			err = errors.Join(err, s.close())
 		}
 	}()
+	// Beside a service on the same cores. Of one core the pacer would take all: it sleeps in
+	// the kernel. Without the capability both stay as they are.
+	s.quiet = runtime.GOMAXPROCS(0) > 1 && sysmon.Quiet() == nil
 	roles, err := o.fillFromDev()
 	if err != nil {
 		return s, err

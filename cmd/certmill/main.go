@@ -15,6 +15,7 @@ import (
 
 	"github.com/certmill/certmill/internal/hardening"
 	"github.com/certmill/certmill/internal/problem"
+	"github.com/certmill/certmill/internal/sysmon"
 	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/loadtest"
 	"github.com/certmill/certmill/loadtest/chaos"
@@ -46,6 +47,9 @@ func main() {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	if err := hardening.NoCore(); err != nil { // what we start inherits it
+		fmt.Fprintln(os.Stderr, "certmill:", err)
+	}
+	if err := sysmon.FromEnvironment(); err != nil { // it goes on as it would without
 		fmt.Fprintln(os.Stderr, "certmill:", err)
 	}
 	os.Exit(run(ctx, os.Args[1:]))

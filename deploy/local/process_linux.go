@@ -35,40 +35,23 @@ func enter(namespace string) error {
 // few cores and pass work on to each other, more of it is then ready at each turn, and
 // caches are less often cold. Shares of the cores stay as they are.
 //
-// For the same reason their timers may be late by timerSlack. Go's runtime has a thread
-// (sysmon) that looks every 20 µs after what the others do while there is work, in each
-// process, and is late as it is by the 50 µs that the kernel allows it by default.
-//
 // Threads to which somebody has given another policy than the ordinary one keep it.
-func Batch() error {
-	batch.Store(true)
-	if err := everyThread(unix.SCHED_NORMAL, unix.SCHED_BATCH); err != nil {
-		return err
-	}
-	return ownSlack(timerSlack)
-}
+func Batch() error { return everyThread(unix.SCHED_NORMAL, unix.SCHED_BATCH) }
 
-// batch is set by Batch.
-var batch atomic.Bool
+// LateTimers gives the children that are started from now on a timer slack of 200 µs: the
+// poor man's [sysmon.Quiet], which takes a capability. Of all their timers sysmon's go off
+// the most often.
+func LateTimers() { lateTimers.Store(true) }
+
+// lateTimers is set by LateTimers.
+var lateTimers atomic.Bool
 
 const timerSlack = 200 * time.Microsecond
 
-// ownSlack sets the timer slack of the threads of this process. For others than the
-// calling one that takes CAP_SYS_NICE; without it they are left as they are.
-func ownSlack(slack time.Duration) error {
-	return eachThread(func(id int) error {
-		err := os.WriteFile(fmt.Sprintf("/proc/%d/timerslack_ns", id), strconv.AppendInt(nil, slack.Nanoseconds(), 10), 0)
-		if err != nil && !errors.Is(err, os.ErrPermission) {
-			return fmt.Errorf("setting the timer slack of thread %d: %w", id, err)
-		}
-		return nil
-	})
-}
-
-// childSlack sets the timer slack that children of the calling thread get, where Batch
+// childSlack sets the timer slack that children of the calling thread get, where LateTimers
 // asks for it, and returns what undoes it.
 func childSlack() (undo func()) {
-	if !batch.Load() {
+	if !lateTimers.Load() {
 		return func() {}
 	}
 	// prctl(2): neither has another error than for a number that is not known.

@@ -1,7 +1,6 @@
 package local
 
 import (
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +20,7 @@ func TestWhatABatchProcessStartsIsScheduledSo(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	ordinary := func() {
-		batch.Store(false)
-		if err := errors.Join(everyThread(unix.SCHED_BATCH, unix.SCHED_NORMAL), ownSlack(0)); err != nil {
+		if err := everyThread(unix.SCHED_BATCH, unix.SCHED_NORMAL); err != nil {
 			t.Error(err)
 		}
 	}
@@ -41,7 +39,7 @@ func TestWhatABatchProcessStartsIsScheduledSo(t *testing.T) {
 	}
 }
 
-func TestTimersOfWhatABatchProcessStartsMayBeLate(t *testing.T) {
+func TestTimersOfChildrenMayBeLate(t *testing.T) {
 	childs := func() string {
 		log := filepath.Join(t.TempDir(), "log")
 		p, err := Start(Command{Name: "sh", Path: "/bin/sh", Args: []string{"-c", "cat /proc/self/timerslack_ns"}, Log: log})
@@ -56,11 +54,11 @@ func TestTimersOfWhatABatchProcessStartsMayBeLate(t *testing.T) {
 		return strings.TrimSpace(string(out))
 	}
 	before := childs()
-	batch.Store(true)
+	LateTimers()
 	if got := childs(); got != "200000" {
 		t.Errorf("the timer slack of a child is %s ns, not 200 µs", got)
 	}
-	batch.Store(false)
+	lateTimers.Store(false)
 	if got := childs(); got != before {
 		t.Errorf("the timer slack of a later child is %s ns, and was %s", got, before)
 	}

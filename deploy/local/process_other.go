@@ -15,7 +15,10 @@ func attributes(_ syscall.Signal, cred *syscall.Credential) *syscall.SysProcAttr
 
 func enter(string) error { return errors.New("network namespaces are Linux's") }
 
-// Batch does nothing: the scheduling class and the timer slack are Linux's.
+// Batch does nothing: the scheduling class is Linux's.
 func Batch() error { return nil }
+
+// LateTimers does nothing: the timer slack is Linux's.
+func LateTimers() {}
 
 func childSlack() (undo func()) { return func() {} }

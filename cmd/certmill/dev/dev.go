@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/deploy/local"
+	"github.com/certmill/certmill/internal/sysmon"
 )
 
 // Options are the choices for Run.
@@ -58,6 +59,7 @@ type dev struct {
 	binary string
 	shown  string // how a person calls the binary here
 	first  bool   // no CA was there at the start
+	quiet  bool   // sysmon of each process of certmill may be late
 	servers
 	ports ports
 	roles []*child
@@ -85,6 +87,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer d.stopRoles()
 	if err := local.Batch(); err != nil {
 		d.say("NOTE: it may be slower than it could be: %v", err)
+	}
+	if d.quiet = sysmon.Quiet() == nil; !d.quiet {
+		local.LateTimers()
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
 		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(share())) // NATS runs in this process

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/certmill/certmill/deploy/local"
+	"github.com/certmill/certmill/internal/sysmon"
 )
 
 const (
@@ -88,6 +89,9 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 // signed it is often the only one with work.
 func (d *dev) environment(role string) []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
+	if d.quiet { // SoftHSM computes: nobody waits in C
+		env = append(env, sysmon.Environment+"=1")
+	}
 	if role != "gateway" && os.Getenv("GOMAXPROCS") == "" {
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(share()))
 	}
