@@ -7,6 +7,7 @@ import (
 	"math"
 	"runtime"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/certmill/certmill/loadtest/check"
@@ -141,6 +142,9 @@ func (w *watcher) run(ctx context.Context) {
 	defer close(w.finished)
 	const shown = time.Second
 	keep := engine.Interval(w.load.duration)
+	var asking sync.WaitGroup
+	asking.Go(func() { w.session.observer.Watch(ctx, shown) })
+	defer asking.Wait()
 	tick := time.NewTicker(shown)
 	defer tick.Stop()
 	before := w.session.observer.Sample(ctx)
@@ -155,11 +159,12 @@ func (w *watcher) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		now := w.session.observer.Sample(ctx)
-		if ctx.Err() != nil {
-			continue
-		}
+		now := w.session.observer.Glance()
 		if warm && now.At.Sub(w.started) >= w.load.warmup {
+			now = w.session.observer.Sample(ctx)
+			if ctx.Err() != nil {
+				continue
+			}
 			w.from, warm = now, false
 		}
 		s := sampleOf(now.At.Sub(w.started), before, now)
@@ -168,7 +173,7 @@ func (w *watcher) run(ctx context.Context) {
 			last = now
 		}
 		before = now
-		w.session.view.show(w.load, now.At.Sub(w.started), w.rec.Snapshot(now.At), s, w.checker.Summary().Wrong)
+		w.session.view.show(w.load, now.At.Sub(w.started), func() engine.Progress { return w.rec.Progress(now.At) }, s, w.checker.Summary().Wrong)
 	}
 }
 

@@ -69,23 +69,20 @@ func (v *view) clear() {
 	v.last = 0
 }
 
-// show draws the state of a run.
-func (v *view) show(l load, at time.Duration, s engine.Summary, sample report.Sample, wrong int64) {
+// show draws the state of a run, if it is time to.
+func (v *view) show(l load, at time.Duration, progress func() engine.Progress, sample report.Sample, wrong int64) {
 	if v == nil {
 		return
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	p := lastPoint(s.Series)
-	if !v.terminal {
-		if at-v.last >= v.every {
-			v.last = at
-			fmt.Fprintln(v.out, plainLine(at, s, p, sample, wrong))
-		}
-		return
+	if v.terminal {
+		v.wipe()
+		v.draw(block(l, at, progress(), sample, wrong))
+	} else if at-v.last >= v.every {
+		v.last = at
+		fmt.Fprintln(v.out, plainLine(at, progress(), sample, wrong))
 	}
-	v.wipe()
-	v.draw(block(l, at, s, p, sample, wrong))
 }
 
 // wipe takes back what was drawn.
@@ -112,16 +109,10 @@ func (v *view) draw(lines []string) {
 	v.lines = len(lines)
 }
 
-func lastPoint(series []engine.Point) engine.Point {
-	if len(series) == 0 {
-		return engine.Point{Seconds: 1}
-	}
-	return series[len(series)-1]
-}
-
 func perSecond(n int64, p engine.Point) float64 { return float64(n) / p.Seconds }
 
-func plainLine(at time.Duration, s engine.Summary, p engine.Point, sample report.Sample, wrong int64) string {
+func plainLine(at time.Duration, s engine.Progress, sample report.Sample, wrong int64) string {
+	p := s.Last
 	parts := []string{
 		fmt.Sprintf("%4.0fs  asked %.0f/s  reached %.0f/s", at.Seconds(), perSecond(p.Asked, p), perSecond(p.OK, p)),
 		fmt.Sprintf("p50 %s  p99 %s  max %s", ms(p.Latency.P50), ms(p.Latency.P99), ms(p.Latency.Max)),
@@ -133,7 +124,8 @@ func plainLine(at time.Duration, s engine.Summary, p engine.Point, sample report
 	return strings.Join(append(parts, service(sample)...), "  ")
 }
 
-func block(l load, at time.Duration, s engine.Summary, p engine.Point, sample report.Sample, wrong int64) []string {
+func block(l load, at time.Duration, s engine.Progress, sample report.Sample, wrong int64) []string {
+	p := s.Last
 	const cells = 30
 	filled := min(int(cells*at/l.duration), cells)
 	head := fmt.Sprintf("%s%s  %.0f of %.0f s", strings.Repeat("█", filled), strings.Repeat("░", cells-filled), at.Seconds(), l.duration.Seconds())

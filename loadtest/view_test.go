@@ -10,16 +10,16 @@ import (
 )
 
 // shown is a moment of a run.
-func shown() (load, engine.Summary, report.Sample) {
+func shown() (load, func() engine.Progress, report.Sample) {
 	waiting, queued, busy, sessions := 12.0, 3.0, 7.0, 8.0
-	s := engine.Summary{
+	s := engine.Progress{
 		OK: 4200, Failed: 9, Latency: engine.Quantiles{P50: 4.2, P90: 8, P99: 19.5, P999: 40, Max: 61},
 		Errors: []engine.Failure{{Kind: "overloaded", Count: 7}, {Kind: "timeout", Count: 2}},
-		Series: []engine.Point{{Seconds: 1, Asked: 500, OK: 480, Latency: engine.Quantiles{P50: 5, P90: 9, P99: 21, P999: 44, Max: 70}}},
+		Last:   engine.Point{Seconds: 1, Asked: 500, OK: 480, Latency: engine.Quantiles{P50: 5, P90: 9, P99: 21, P999: 44, Max: 70}},
 	}
 	sample := report.Sample{Waiting: &waiting, Queued: &queued, Busy: &busy, Sessions: &sessions, Own: 0.31,
 		Cores: map[string]float64{"gateway": 0.42, "signer": 0.63, "idle": 0.001}}
-	return load{duration: 30 * time.Second, warmup: 3 * time.Second}, s, sample
+	return load{duration: 30 * time.Second, warmup: 3 * time.Second}, func() engine.Progress { return s }, sample
 }
 
 func TestALineOnAPlainOutputEverySoOften(t *testing.T) {

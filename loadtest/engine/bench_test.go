@@ -36,3 +36,26 @@ func BenchmarkOpen(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkProgress is what a view costs each second beside a run, and BenchmarkSnapshot
+// what a report does at its end.
+func BenchmarkProgress(b *testing.B) {
+	benchmarkLook(b, func(r *Recorder, now time.Time) { r.Progress(now) })
+}
+
+func BenchmarkSnapshot(b *testing.B) {
+	benchmarkLook(b, func(r *Recorder, now time.Time) { r.Snapshot(now) })
+}
+
+func benchmarkLook(b *testing.B, look func(*Recorder, time.Time)) {
+	rec, start := NewRecorder(), time.Now()
+	rec.begin(start, start, start.Add(time.Hour))
+	for i := range 100_000 {
+		due := start.Add(time.Duration(i) * time.Millisecond / 2)
+		took := time.Duration(1+i%40_000) * time.Microsecond
+		rec.record(due, due, due.Add(took), Outcome{OK: 1, Phases: []Phase{{"queue", took}, {"hsm", took}, {"commit", took}, {"total", took}}})
+	}
+	for b.Loop() {
+		look(rec, start.Add(time.Minute))
+	}
+}

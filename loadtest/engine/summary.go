@@ -98,13 +98,54 @@ type Point struct {
 	Phases map[string]float64 `json:"phases,omitempty"`
 }
 
+// Progress is how far a run has come: what of a Summary is shown meanwhile.
+type Progress struct {
+	OK, Failed int64
+	Latency    Quantiles
+	Errors     []Failure
+	// Last is the last point of the series.
+	Last Point
+}
+
+// Progress returns how far the run has come; now closes the windows that ended. It costs
+// half of a Snapshot, and holds nobody up who records meanwhile (BenchmarkProgress).
+func (r *Recorder) Progress(now time.Time) Progress {
+	p, latency := r.progress(now)
+	p.Latency = quantilesOf(hdrhistogram.Import(latency))
+	return p
+}
+
+func (r *Recorder) progress(now time.Time) (p Progress, latency *hdrhistogram.Snapshot) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closeWindows(now)
+	p = Progress{OK: r.total.ok, Failed: r.total.failed, Errors: r.failures(), Last: Point{Seconds: 1}}
+	if n := len(r.points); n > 0 {
+		p.Last = r.points[n-1]
+	}
+	return p, r.latency.Export()
+}
+
+func (r *Recorder) closeWindows(now time.Time) {
+	if r.finished.IsZero() && !r.start.IsZero() {
+		r.advance(now)
+	}
+}
+
+// failures returns the failures by count, the most frequent first.
+func (r *Recorder) failures() (out []Failure) {
+	for _, f := range r.errors {
+		out = append(out, *f)
+	}
+	slices.SortFunc(out, func(a, b Failure) int { return cmp.Compare(b.Count, a.Count) })
+	return out
+}
+
 // Snapshot returns what has been measured so far; now closes the windows that ended.
 func (r *Recorder) Snapshot(now time.Time) Summary {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.finished.IsZero() && !r.start.IsZero() {
-		r.advance(now)
-	}
+	r.closeWindows(now)
 	s := Summary{
 		Asked: r.total.asked, OK: r.total.ok, Failed: r.total.failed, HeldBack: r.heldBack,
 		Latency: quantilesOf(r.latency), Service: quantilesOf(r.service), Late: quantilesOf(r.late),
@@ -121,10 +162,7 @@ func (r *Recorder) Snapshot(now time.Time) Summary {
 		s.RateAsked = float64(s.Asked) / d.Seconds()
 		s.RateReached = float64(r.within) / d.Seconds()
 	}
-	for _, f := range r.errors {
-		s.Errors = append(s.Errors, *f)
-	}
-	slices.SortFunc(s.Errors, func(a, b Failure) int { return cmp.Compare(b.Count, a.Count) })
+	s.Errors = r.failures()
 	for _, name := range slices.Sorted(maps.Keys(r.phases)) {
 		s.Phases = append(s.Phases, PhaseSummary{Name: name, Quantiles: quantilesOf(r.phases[name])})
 	}

@@ -4,8 +4,11 @@
 package observe
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"math"
 	"net/http"
 	"slices"
@@ -13,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 )
@@ -57,16 +59,27 @@ type Gauges struct {
 	Busy, Sessions float64
 }
 
-// Observer takes samples. It is for one goroutine.
+// Observer takes samples. It is for one goroutine, but for Watch.
+//
+// To look costs the service CPU, on a machine that it shares all at the moment of the
+// look, so a role is asked no more often than its answer is shown, no two at a time, and
+// only those that have something to tell.
 type Observer struct {
-	cfg    Config
-	client *http.Client
-	trees  []int
+	cfg       Config
+	client    *http.Client
+	processes forest
+
+	mu   sync.Mutex
+	told []map[string]float64 // what each role last said; nil where it did not answer
 }
 
 // New makes an observer.
 func New(cfg Config) *Observer {
-	o := &Observer{cfg: cfg, client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}}
+	o := &Observer{
+		cfg:    cfg,
+		client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1}},
+		told:   make([]map[string]float64, len(cfg.Roles)),
+	}
 	if cfg.Tree != 0 {
 		o.Follow(cfg.Tree)
 	}
@@ -74,26 +87,82 @@ func New(cfg Config) *Observer {
 }
 
 // Follow watches one process more, with its descendants.
-func (o *Observer) Follow(pid int) { o.trees = append(o.trees, pid) }
+func (o *Observer) Follow(pid int) { o.processes.follow(pid) }
 
 // Close ends its connections.
 func (o *Observer) Close() { o.client.CloseIdleConnections() }
 
-// Sample looks at everything once. What does not answer is left out.
+// Watch asks the roles for their metrics, one after the other, each once in every, until
+// ctx ends. It may run beside the other methods.
+func (o *Observer) Watch(ctx context.Context, every time.Duration) {
+	if len(o.cfg.Roles) == 0 {
+		return
+	}
+	turn := time.NewTicker(max(1, every/time.Duration(len(o.cfg.Roles))))
+	defer turn.Stop()
+	for i := 0; ; i = (i + 1) % len(o.cfg.Roles) {
+		if o.mayTell(i) {
+			_ = o.ask(ctx, i)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-turn.C:
+		}
+	}
+}
+
+// mayTell reports whether a role has, for all that is known, something to tell.
+func (o *Observer) mayTell(role int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	told := o.told[role]
+	if told == nil || o.cfg.Tree == 0 { // its CPU
+		return true
+	}
+	g := noGauges()
+	for metric := range g.byMetric() {
+		if _, ok := told[metric]; ok {
+			return true
+		}
+	}
+	return false
+}
+
+// ask takes in what a role says now.
+func (o *Observer) ask(ctx context.Context, role int) error {
+	told, err := o.scrape(ctx, o.cfg.Roles[role].Metrics)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.told[role] = told
+	return err
+}
+
+// Sample looks at everything once, for [Between]. What does not answer is left out. The
+// gauges are those that Watch saw last, where no CPU is to be had from the roles.
 func (o *Observer) Sample(ctx context.Context) Sample {
+	if o.cfg.Tree == 0 {
+		for i := range o.cfg.Roles {
+			_ = o.ask(ctx, i)
+		}
+	}
+	o.processes.forget()
+	return o.Glance()
+}
+
+// Glance is a cheaper Sample for what happens meanwhile: roles said what they say up to
+// the time before that Watch takes for a turn, and a process that has started may be
+// missing for 5 s.
+func (o *Observer) Glance() Sample {
 	s := Sample{At: time.Now(), CPU: map[string]float64{}, RSS: map[string]float64{}, Gauges: noGauges()}
 	s.Own = ownCPU()
 	s.Machine, s.Idle = machineCPU()
-	scraped := make([]map[string]*dto.MetricFamily, len(o.cfg.Roles))
-	var all sync.WaitGroup
-	for i, r := range o.cfg.Roles {
-		all.Go(func() { scraped[i], _ = o.scrape(ctx, r.Metrics) })
+	o.mu.Lock()
+	for i, told := range o.told {
+		s.add(o.cfg.Roles[i].Name, told, o.cfg.Tree == 0)
 	}
-	all.Wait()
-	for i, families := range scraped {
-		s.add(o.cfg.Roles[i].Name, families, o.cfg.Tree == 0)
-	}
-	for _, p := range trees(o.trees) {
+	o.mu.Unlock()
+	for _, p := range o.processes.look(s.At) {
 		s.CPU[p.name] += p.cpu
 		s.RSS[p.name] += p.rss
 	}
@@ -104,7 +173,27 @@ func noGauges() Gauges {
 	return Gauges{Waiting: math.NaN(), Queued: math.NaN(), Busy: math.NaN(), Sessions: math.NaN()}
 }
 
-func (o *Observer) scrape(ctx context.Context, url string) (map[string]*dto.MetricFamily, error) {
+// byMetric names the gauges as the roles do.
+func (g *Gauges) byMetric() map[string]*float64 {
+	return map[string]*float64{
+		"certmill_gateway_dispatch_pending": &g.Waiting,
+		"certmill_queue_depth_messages":     &g.Queued,
+		"certmill_hsm_sessions_busy":        &g.Busy,
+		"certmill_hsm_sessions":             &g.Sessions,
+	}
+}
+
+// The metrics of a process by the conventions of Prometheus.
+const (
+	processCPU = "process_cpu_seconds_total"
+	processRSS = "process_resident_memory_bytes"
+)
+
+// wanted are the first letters of all that is read of a role's metrics.
+var wanted = [][]byte{[]byte("certmill_gateway_dispatch_pending"), []byte("certmill_queue_depth_messages"), []byte("certmill_hsm_sessions"), []byte("process_")}
+
+// scrape returns the sums of what is wanted of a role's metrics, by name.
+func (o *Observer) scrape(ctx context.Context, url string) (map[string]float64, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -117,15 +206,37 @@ func (o *Observer) scrape(ctx context.Context, url string) (map[string]*dto.Metr
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: %s", url, res.Status)
 	}
+	// To parse all of a gateway's thousand lines would take longer than all else here.
+	var kept bytes.Buffer
+	lines := bufio.NewScanner(io.LimitReader(res.Body, 64<<20))
+	for lines.Scan() {
+		if slices.ContainsFunc(wanted, func(w []byte) bool { return bytes.HasPrefix(lines.Bytes(), w) }) {
+			kept.Write(lines.Bytes())
+			kept.WriteByte('\n')
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", url, err)
+	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
-	return parser.TextToMetricFamilies(res.Body)
+	families, err := parser.TextToMetricFamilies(&kept)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", url, err)
+	}
+	sums := make(map[string]float64, len(families))
+	for name, f := range families {
+		for _, m := range f.GetMetric() { // without a # TYPE
+			sums[name] += m.GetUntyped().GetValue()
+		}
+	}
+	return sums, nil
 }
 
 // Check asks every role once and says which do not answer.
 func (o *Observer) Check(ctx context.Context) error {
 	var silent []string
-	for _, r := range o.cfg.Roles {
-		if _, err := o.scrape(ctx, r.Metrics); err != nil {
+	for i, r := range o.cfg.Roles {
+		if err := o.ask(ctx, i); err != nil {
 			silent = append(silent, fmt.Sprintf("%s (%v)", r.Name, err))
 		}
 	}
@@ -137,25 +248,17 @@ func (o *Observer) Check(ctx context.Context) error {
 
 // add takes one role's metrics in. CPU and memory come from its process where the
 // process tree is watched.
-func (s *Sample) add(name string, families map[string]*dto.MetricFamily, process bool) {
-	if families == nil {
-		return
-	}
+func (s *Sample) add(name string, told map[string]float64, process bool) {
 	if process {
-		if v, ok := sum(families, "process_cpu_seconds_total"); ok {
+		if v, ok := told[processCPU]; ok {
 			s.CPU[name] += v
 		}
-		if v, ok := sum(families, "process_resident_memory_bytes"); ok {
+		if v, ok := told[processRSS]; ok {
 			s.RSS[name] += v
 		}
 	}
-	for metric, gauge := range map[string]*float64{
-		"certmill_gateway_dispatch_pending": &s.Gauges.Waiting,
-		"certmill_queue_depth_messages":     &s.Gauges.Queued,
-		"certmill_hsm_sessions_busy":        &s.Gauges.Busy,
-		"certmill_hsm_sessions":             &s.Gauges.Sessions,
-	} {
-		v, ok := sum(families, metric)
+	for metric, gauge := range s.Gauges.byMetric() {
+		v, ok := told[metric]
 		switch {
 		case !ok:
 		case math.IsNaN(*gauge):
@@ -166,18 +269,6 @@ func (s *Sample) add(name string, families map[string]*dto.MetricFamily, process
 			*gauge += v
 		}
 	}
-}
-
-func sum(families map[string]*dto.MetricFamily, name string) (float64, bool) {
-	f := families[name]
-	if f == nil {
-		return 0, false
-	}
-	total := 0.0
-	for _, m := range f.GetMetric() {
-		total += m.GetCounter().GetValue() + m.GetGauge().GetValue() + m.GetUntyped().GetValue()
-	}
-	return total, true
 }
 
 // Use is what was used between two samples.

@@ -1,10 +1,14 @@
 package observe
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,6 +45,58 @@ func TestMetricsOfRolesAreAddedUp(t *testing.T) {
 	none := New(Config{})
 	if g := none.Sample(t.Context()).Gauges; !math.IsNaN(g.Waiting) {
 		t.Errorf("gauges of nothing: %+v", g)
+	}
+}
+
+// Beside a process tree only those roles are asked again that have something to tell, in
+// turn; each look has what they said last.
+func TestWatchAsksInTurnWhoHasSomethingToTell(t *testing.T) {
+	var mu sync.Mutex
+	var asked []string
+	role := func(name, text string) Role {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			asked = append(asked, name)
+			fmt.Fprint(w, text)
+		}))
+		t.Cleanup(s.Close)
+		return Role{Name: name, Metrics: s.URL}
+	}
+	o := New(Config{Tree: os.Getpid(), Roles: []Role{
+		role("gateway", "certmill_gateway_dispatch_pending 3\n"), role("responder", "process_cpu_seconds_total 9\n"),
+		role("signer", "certmill_hsm_sessions 4\ncertmill_hsm_sessions_busy 1\n"),
+	}})
+	defer o.Close()
+	if g := o.Glance().Gauges; !math.IsNaN(g.Waiting) {
+		t.Errorf("before anybody was asked: %+v", g)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { o.Watch(ctx, 30*time.Millisecond); close(ended) }()
+	want := []string{"gateway", "responder", "signer", "gateway", "signer", "gateway", "signer"}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		n := len(asked)
+		mu.Unlock()
+		if n >= len(want) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("only %d were asked", n)
+		}
+	}
+	cancel()
+	<-ended
+	if !slices.Equal(asked[:len(want)], want) {
+		t.Errorf("asked %v", asked)
+	}
+	s := o.Sample(t.Context())
+	if g := s.Gauges; g.Waiting != 3 || g.Busy != 1 || g.Sessions != 4 || !math.IsNaN(g.Queued) {
+		t.Errorf("%+v", g)
+	}
+	if _, there := s.CPU["responder"]; there {
+		t.Error("CPU of a role beside that of the processes")
 	}
 }
 

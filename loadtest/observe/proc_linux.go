@@ -3,12 +3,14 @@ package observe
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -51,16 +53,54 @@ type process struct {
 	pid, parent int
 	name        string
 	cpu, rss    float64
+	started     float64 // ticks after the machine's start: tells two apart that had one pid
 }
 
-// trees returns the processes pids and their descendants, each once.
-func trees(pids []int) []process {
-	if len(pids) == 0 {
+// A forest is processes with all their descendants.
+type forest struct {
+	roots   []int
+	known   map[int]process
+	scanned time.Time // when the known were found; zero: they are not
+}
+
+// rescan is how old the list of processes may be. To find all takes as long as to read
+// the known for some seconds: /proc has everybody's.
+const rescan = 5 * time.Second
+
+func (f *forest) follow(pid int) {
+	f.roots = append(f.roots, pid)
+	f.forget()
+}
+
+// forget has the next look find all processes anew.
+func (f *forest) forget() { f.scanned = time.Time{} }
+
+// look returns the processes as they are now.
+func (f *forest) look(now time.Time) []process {
+	switch {
+	case len(f.roots) == 0:
 		return nil
+	case now.Sub(f.scanned) >= rescan:
+		f.scan(now)
+	default:
+		for pid, before := range f.known {
+			p, ok := readProcess(fmt.Sprintf("/proc/%d/stat", pid))
+			if !ok || p.started != before.started {
+				delete(f.known, pid)
+				continue
+			}
+			p.name = before.name
+			f.known[pid] = p
+		}
 	}
+	return slices.Collect(maps.Values(f.known))
+}
+
+// scan finds the processes, each once.
+func (f *forest) scan(now time.Time) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return nil
+		return
 	}
 	all, children := map[int]process{}, map[int][]int{}
 	for _, path := range stats {
@@ -69,18 +109,18 @@ func trees(pids []int) []process {
 			children[p.parent] = append(children[p.parent], p.pid)
 		}
 	}
-	var out []process
-	for queue := slices.Clone(pids); len(queue) > 0; queue = queue[1:] {
+	found := map[int]process{}
+	for queue := slices.Clone(f.roots); len(queue) > 0; queue = queue[1:] {
 		p, ok := all[queue[0]]
 		if !ok {
 			continue
 		}
 		delete(all, p.pid)
 		p.name = nameOf(p)
-		out = append(out, p)
+		found[p.pid] = p
 		queue = append(queue, children[p.pid]...)
 	}
-	return out
+	f.known, f.scanned = found, now
 }
 
 // readProcess reads /proc/<pid>/stat (proc(5)). CPU includes that of children that
@@ -103,7 +143,7 @@ func readProcess(path string) (process, bool) {
 	return process{
 		pid: pid, parent: int(number(4)), name: string(data[begin+1 : end]),
 		cpu: (number(14) + number(15) + number(16) + number(17)) / ticks,
-		rss: number(24) * float64(os.Getpagesize()),
+		rss: number(24) * float64(os.Getpagesize()), started: number(22),
 	}, err == nil
 }
 

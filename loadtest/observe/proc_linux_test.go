@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 )
@@ -14,7 +15,8 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		for _, p := range trees([]int{child.Process.Pid}) {
+		f := forest{roots: []int{child.Process.Pid}}
+		for _, p := range f.look(time.Now()) {
 			if q, err := os.FindProcess(p.pid); err == nil {
 				_ = q.Kill()
 			}
@@ -24,7 +26,8 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		names := map[string]bool{}
-		for _, p := range trees([]int{os.Getpid()}) {
+		f := forest{roots: []int{os.Getpid()}}
+		for _, p := range f.look(time.Now()) {
 			names[p.name] = true
 		}
 		if names["sleep"] && names["sh"] {
@@ -34,6 +37,30 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 			t.Fatalf("the grandchild is not in %v", names)
 		}
 		time.Sleep(time.Millisecond)
+	}
+	// What is known is read again without a search: what has ended is left out, what has
+	// begun is found by the next one.
+	f := forest{roots: []int{child.Process.Pid}}
+	found := f.look(time.Now())
+	grandchild := slices.IndexFunc(found, func(p process) bool { return p.name == "sleep" })
+	if len(found) != 2 || grandchild < 0 {
+		t.Fatalf("%+v", found)
+	}
+	if p, err := os.FindProcess(found[grandchild].pid); err != nil || p.Kill() != nil {
+		t.Fatal("the grandchild cannot be killed")
+	}
+	for len(f.look(f.scanned.Add(rescan-1))) != 1 {
+		if time.Now().After(deadline) {
+			t.Fatal("the grandchild is still seen")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	f.known[child.Process.Pid] = process{started: 1} // as of another process that had this pid
+	if still := f.look(f.scanned.Add(rescan - 1)); len(still) != 0 {
+		t.Errorf("another process: %+v", still)
+	}
+	if again := f.look(f.scanned.Add(rescan)); len(again) != 1 || again[0].name != "sh" {
+		t.Errorf("after a search: %+v", again)
 	}
 	if parent, err := Parent(child.Process.Pid); err != nil || parent != os.Getpid() {
 		t.Errorf("parent %d, %v", parent, err)
