@@ -161,7 +161,7 @@ func (w *watcher) run(ctx context.Context) {
 		}
 		now := w.session.observer.Glance()
 		if warm && now.At.Sub(w.started) >= w.load.warmup {
-			now = w.session.observer.Sample(ctx)
+			now = w.session.observer.Resample(ctx)
 			if ctx.Err() != nil {
 				continue
 			}

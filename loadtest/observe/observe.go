@@ -138,21 +138,25 @@ func (o *Observer) ask(ctx context.Context, role int) error {
 	return err
 }
 
-// Sample looks at everything once, for [Between]. What does not answer is left out. The
-// gauges are those that Watch saw last, where no CPU is to be had from the roles.
+// Sample looks at everything once. What does not answer is left out. The gauges are those
+// that Watch saw last, where no CPU is to be had from the roles.
 func (o *Observer) Sample(ctx context.Context) Sample {
+	o.processes.forget()
+	return o.Resample(ctx)
+}
+
+// Resample is a cheaper Sample, where a process that has started in the last 30 s may be
+// missing unless another one has ended.
+func (o *Observer) Resample(ctx context.Context) Sample {
 	if o.cfg.Tree == 0 {
 		for i := range o.cfg.Roles {
 			_ = o.ask(ctx, i)
 		}
 	}
-	o.processes.forget()
 	return o.Glance()
 }
 
-// Glance is a cheaper Sample for what happens meanwhile: roles said what they say up to
-// the time before that Watch takes for a turn, and a process that has started may be
-// missing for 5 s.
+// Glance is a cheaper Resample, in which the roles say what they said when Watch asked.
 func (o *Observer) Glance() Sample {
 	s := Sample{At: time.Now(), CPU: map[string]float64{}, RSS: map[string]float64{}, Gauges: noGauges()}
 	s.Own = ownCPU()

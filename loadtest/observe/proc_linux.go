@@ -63,9 +63,10 @@ type forest struct {
 	scanned time.Time // when the known were found; zero: they are not
 }
 
-// rescan is how old the list of processes may be. To find all takes as long as to read
-// the known for some seconds: /proc has everybody's.
-const rescan = 5 * time.Second
+// rescan is how old the list of processes may be while none of them ends. To find all
+// takes some milliseconds, for /proc has everybody's, and one that ends is what most
+// often brings a new one.
+const rescan = 30 * time.Second
 
 func (f *forest) follow(pid int) {
 	f.roots = append(f.roots, pid)
@@ -87,6 +88,7 @@ func (f *forest) look(now time.Time) []process {
 			p, ok := readProcess(fmt.Sprintf("/proc/%d/stat", pid))
 			if !ok || p.started != before.started {
 				delete(f.known, pid)
+				f.forget()
 				continue
 			}
 			p.name = before.name

@@ -49,18 +49,22 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 	if p, err := os.FindProcess(found[grandchild].pid); err != nil || p.Kill() != nil {
 		t.Fatal("the grandchild cannot be killed")
 	}
-	for len(f.look(f.scanned.Add(rescan-1))) != 1 {
+	scanned := f.scanned
+	for len(f.look(scanned)) != 1 {
 		if time.Now().After(deadline) {
 			t.Fatal("the grandchild is still seen")
 		}
 		time.Sleep(time.Millisecond)
 	}
-	f.known[child.Process.Pid] = process{started: 1} // as of another process that had this pid
-	if still := f.look(f.scanned.Add(rescan - 1)); len(still) != 0 {
-		t.Errorf("another process: %+v", still)
+	if !f.scanned.IsZero() {
+		t.Error("no search is due after a process has ended")
 	}
-	if again := f.look(f.scanned.Add(rescan)); len(again) != 1 || again[0].name != "sh" {
+	if again := f.look(scanned); len(again) != 1 || again[0].name != "sh" {
 		t.Errorf("after a search: %+v", again)
+	}
+	f.known[child.Process.Pid] = process{started: 1} // as of another process that had this pid
+	if still := f.look(scanned); len(still) != 0 {
+		t.Errorf("another process: %+v", still)
 	}
 	if parent, err := Parent(child.Process.Pid); err != nil || parent != os.Getpid() {
 		t.Errorf("parent %d, %v", parent, err)
