@@ -77,7 +77,7 @@ type Observer struct {
 func New(cfg Config) *Observer {
 	o := &Observer{
 		cfg:    cfg,
-		client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1}},
+		client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}},
 		told:   make([]map[string]float64, len(cfg.Roles)),
 	}
 	if cfg.Tree != 0 {
