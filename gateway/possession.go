@@ -105,8 +105,8 @@ func (p *possession) onCore(ctx context.Context, do func()) error {
 	return nil
 }
 
-// hold adds c to those that wait, if it gains by that and some do already or there are
-// others to come. Who completes a batch checks it; the first of one is told so, for who is
+// hold adds c to those that wait, if it gains by that and some do already or enough is
+// under way, with signers too, for others to come. Who completes a batch checks it; the first of one is told so, for who is
 // to do it when it has waited.
 func (p *possession) hold(c *heldCSR) (first, held bool) {
 	if p.wait == 0 || !c.unverified.Batchable() {
@@ -122,13 +122,16 @@ func (p *possession) hold(c *heldCSR) (first, held bool) {
 		c.wait = p.wait * time.Duration(others) / many
 	}
 	p.held = append(p.held, c)
-	p.expect(-1)
 	var batch []*heldCSR
 	if len(p.held) == p256x8.Width {
 		batch, p.held = p.held, nil
 	}
 	p.mu.Unlock()
-	p.check(batch)
+	if batch == nil {
+		p.expect(-1)
+	} else {
+		p.check(batch, len(batch)-1) // its last one has not waited
+	}
 	return first, true
 }
 
@@ -153,17 +156,17 @@ func (p *possession) await(c *heldCSR) {
 		batch, p.held = p.held, nil
 	}
 	p.mu.Unlock()
-	p.check(batch)
+	p.check(batch, len(batch))
 }
 
-// check checks a batch, on a core of the caller's. Should it fail by a defect, each is
-// left to be checked alone.
-func (p *possession) check(batch []*heldCSR) {
+// check checks a batch, of which so many have waited, on a core of the caller's. Should it
+// fail by a defect, each is left to be checked alone.
+func (p *possession) check(batch []*heldCSR, waited int) {
 	if len(batch) == 0 {
 		return
 	}
+	p.expect(waited)
 	defer func() {
-		p.expect(len(batch))
 		for _, c := range batch {
 			close(c.done)
 		}

@@ -175,7 +175,7 @@ func TestADefectInTheCheckLeavesNobodyWaiting(t *testing.T) {
 				t.Error("no defect")
 			}
 		}()
-		p.check(batch)
+		p.check(batch, len(batch))
 	}()
 	for i, c := range batch {
 		<-c.done

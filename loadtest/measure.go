@@ -159,12 +159,16 @@ func (w *watcher) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		now := w.session.observer.Glance()
-		if warm && now.At.Sub(w.started) >= w.load.warmup {
-			now = w.session.observer.Resample(ctx)
-			if ctx.Err() != nil {
-				continue
-			}
+		look := w.session.observer.Glance
+		warmed := warm && time.Since(w.started) >= w.load.warmup
+		if warmed {
+			look = w.session.observer.Sample
+		}
+		now := look(ctx)
+		if ctx.Err() != nil {
+			continue
+		}
+		if warmed {
 			w.from, warm = now, false
 		}
 		s := sampleOf(now.At.Sub(w.started), before, now)

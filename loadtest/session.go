@@ -55,12 +55,15 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 			err = errors.Join(err, s.close())
 		}
 	}()
-	// Beside a service on the same cores. Of one core the pacer would take all: it sleeps in
-	// the kernel. Without the capability both stay as they are.
-	s.quiet = runtime.GOMAXPROCS(0) > 1 && sysmon.Quiet() == nil
 	roles, err := o.fillFromDev()
 	if err != nil {
 		return s, err
+	}
+	// Beside a service on the same cores. Of one core the pacer would take all: it sleeps in
+	// the kernel. Without the capability both stay as they are.
+	here := o.tree != 0 || strings.HasPrefix(o.target, floorTarget)
+	if here && runtime.GOMAXPROCS(0) > 1 && os.Getenv(sysmon.Environment) == "" {
+		s.quiet = sysmon.Quiet() == nil
 	}
 	if strings.HasPrefix(o.target, floorTarget) {
 		if err := s.startFloor(ctx); err != nil {

@@ -24,7 +24,8 @@ func Quiet() error {
 }
 
 // thread returns the id of sysmon: it is the first thread that the runtime starts
-// (runtime.main), and the kernel lists threads by their age.
+// (runtime.main), and the kernel lists threads by their age. A library that starts threads
+// when it is loaded, before main, would be taken for it; none of ours does.
 func thread() (string, error) {
 	dir, err := os.Open("/proc/self/task")
 	if err != nil {
@@ -42,7 +43,8 @@ func thread() (string, error) {
 }
 
 // startSpares has the runtime start threads. A thread inherits the timer slack of the one
-// that starts it, which is sysmon when it needs one and none is idle.
+// that starts it, which is sysmon when it needs one and none is idle: in a process of which
+// more than these wait in the kernel or in C at one time.
 func startSpares() {
 	const spares = 8
 	var all, wait sync.WaitGroup

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 		os.Exit(m.Run())
 	}
 	r, err := quiet()
+	if errors.Is(err, os.ErrPermission) {
+		r, err = report{Forbidden: true}, nil
+	}
 	if err == nil {
 		err = json.NewEncoder(os.Stdout).Encode(r)
 	}
@@ -35,6 +38,7 @@ func TestMain(m *testing.M) {
 
 // report is what a child has seen.
 type report struct {
+	Forbidden     bool
 	Before, After int             // how often sysmon slept under a load
 	Sysmon        time.Duration   // its timer slack
 	Others        []time.Duration // and that of each other thread
@@ -97,17 +101,20 @@ func TestQuiet(t *testing.T) {
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), child+"=1")
 	printed, err := cmd.Output()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && strings.Contains(string(exit.Stderr), os.ErrPermission.Error()) {
-		t.Skip("this takes CAP_SYS_NICE")
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		t.Fatalf("%v: %s", err, exit.Stderr)
 	} else if err != nil {
-		t.Fatalf("%v: %s", err, printed)
+		t.Fatal(err)
 	}
 	var r report
 	if err := json.Unmarshal(printed, &r); err != nil {
 		t.Fatal(err)
 	}
+	if r.Forbidden {
+		t.Skip("this takes CAP_SYS_NICE")
+	}
 	t.Logf("sysmon slept %d times before, %d times after", r.Before, r.After)
-	if r.Before < 500 || 3*r.After > r.Before {
+	if r.Before < 300 || 3*r.After > r.Before {
 		t.Errorf("sysmon slept %d times before, and %d times after", r.Before, r.After)
 	}
 	if r.Sysmon != Slack {

@@ -108,7 +108,7 @@ type Progress struct {
 }
 
 // Progress returns how far the run has come; now closes the windows that ended. It costs
-// half of a Snapshot, and holds nobody up who records meanwhile (BenchmarkProgress).
+// half of a Snapshot, the most of it while others may record (BenchmarkProgress).
 func (r *Recorder) Progress(now time.Time) Progress {
 	p, latency := r.progress(now)
 	p.Latency = quantilesOf(hdrhistogram.Import(latency))

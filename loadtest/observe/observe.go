@@ -61,9 +61,9 @@ type Gauges struct {
 
 // Observer takes samples. It is for one goroutine, but for Watch.
 //
-// To look costs the service CPU, on a machine that it shares all at the moment of the
-// look, so a role is asked no more often than its answer is shown, no two at a time, and
-// only those that have something to tell.
+// To look costs the service CPU where it shares a machine with the generator, all at the
+// moment of the look. So there a role is asked no more often than its answer is shown, no
+// two at a time, and only those that have something to tell.
 type Observer struct {
 	cfg       Config
 	client    *http.Client
@@ -92,10 +92,11 @@ func (o *Observer) Follow(pid int) { o.processes.follow(pid) }
 // Close ends its connections.
 func (o *Observer) Close() { o.client.CloseIdleConnections() }
 
-// Watch asks the roles for their metrics, one after the other, each once in every, until
-// ctx ends. It may run beside the other methods.
+// Watch asks the roles for their gauges, one after the other, each once in every, until ctx
+// ends. It may run beside the other methods. Where no process tree is watched, and the
+// roles are asked for their CPU too, each look asks all of them by itself: Watch does nothing.
 func (o *Observer) Watch(ctx context.Context, every time.Duration) {
-	if len(o.cfg.Roles) == 0 {
+	if len(o.cfg.Roles) == 0 || o.cfg.Tree == 0 {
 		return
 	}
 	turn := time.NewTicker(max(1, every/time.Duration(len(o.cfg.Roles))))
@@ -117,7 +118,7 @@ func (o *Observer) mayTell(role int) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	told := o.told[role]
-	if told == nil || o.cfg.Tree == 0 { // its CPU
+	if told == nil {
 		return true
 	}
 	g := noGauges()
@@ -132,6 +133,9 @@ func (o *Observer) mayTell(role int) bool {
 // ask takes in what a role says now.
 func (o *Observer) ask(ctx context.Context, role int) error {
 	told, err := o.scrape(ctx, o.cfg.Roles[role].Metrics)
+	if ctx.Err() != nil { // not the role's silence
+		return err
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.told[role] = told
@@ -142,22 +146,19 @@ func (o *Observer) ask(ctx context.Context, role int) error {
 // that Watch saw last, where no CPU is to be had from the roles.
 func (o *Observer) Sample(ctx context.Context) Sample {
 	o.processes.forget()
-	return o.Resample(ctx)
+	return o.Glance(ctx)
 }
 
-// Resample is a cheaper Sample, where a process that has started in the last 30 s may be
+// Glance is a cheaper Sample, in which a process that has started in the last 10 s may be
 // missing unless another one has ended.
-func (o *Observer) Resample(ctx context.Context) Sample {
+func (o *Observer) Glance(ctx context.Context) Sample {
 	if o.cfg.Tree == 0 {
+		var all sync.WaitGroup
 		for i := range o.cfg.Roles {
-			_ = o.ask(ctx, i)
+			all.Go(func() { _ = o.ask(ctx, i) })
 		}
+		all.Wait()
 	}
-	return o.Glance()
-}
-
-// Glance is a cheaper Resample, in which the roles say what they said when Watch asked.
-func (o *Observer) Glance() Sample {
 	s := Sample{At: time.Now(), CPU: map[string]float64{}, RSS: map[string]float64{}, Gauges: noGauges()}
 	s.Own = ownCPU()
 	s.Machine, s.Idle = machineCPU()

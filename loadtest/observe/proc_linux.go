@@ -66,7 +66,7 @@ type forest struct {
 // rescan is how old the list of processes may be while none of them ends. To find all
 // takes some milliseconds, for /proc has everybody's, and one that ends is what most
 // often brings a new one.
-const rescan = 30 * time.Second
+const rescan = 10 * time.Second
 
 func (f *forest) follow(pid int) {
 	f.roots = append(f.roots, pid)

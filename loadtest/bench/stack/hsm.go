@@ -7,6 +7,7 @@ import (
 
 	"github.com/certmill/certmill/deploy/local"
 	"github.com/certmill/certmill/internal/hsmshim"
+	"github.com/certmill/certmill/internal/sysmon"
 )
 
 // ModelHSM makes, in the new folder dir, a module that stands before SoftHSM and can
@@ -28,5 +29,6 @@ func ModelHSM(dir string) (shim *hsmshim.Shim, env []string, err error) {
 	if shim, err = hsmshim.New(dir, real.Module); err != nil {
 		return nil, nil, err
 	}
-	return shim, append(shim.Env(), "CERTMILL_SOFTHSM_MODULE="+shim.Module), nil
+	// Signers wait in C for it.
+	return shim, append(shim.Env(), "CERTMILL_SOFTHSM_MODULE="+shim.Module, sysmon.Environment+"=0"), nil
 }
