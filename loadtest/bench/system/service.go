@@ -120,13 +120,17 @@ func allAnswered(r *report.Run) error {
 	return nil
 }
 
+// clients is how many connections the open loop has: so many requests may be under way at
+// one time before one waits for a connection, which an independent client would not.
+const clients = 128
+
 // latency asks for half of what the closed loop reached, as independent clients do.
 func (b *bench) latency(ctx context.Context) error {
 	if b.Throughput == nil {
 		return errors.New("needs throughput before it")
 	}
 	rate := b.Throughput.Rate / 2
-	run, err := b.stack.Load(ctx, append(certificates("--rate", strconv.FormatFloat(rate, 'f', 0, 64)), "-d", "15s", "--warmup", "3s")...)
+	run, err := b.stack.Load(ctx, append(certificates("--rate", strconv.FormatFloat(rate, 'f', 0, 64), "--connections", strconv.Itoa(clients)), "-d", "15s", "--warmup", "3s")...)
 	if err != nil {
 		return err
 	}
