@@ -62,9 +62,7 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 	// Beside a service on the same cores. Of one core the pacer would take all: it sleeps in
 	// the kernel. Without the capability both stay as they are.
 	here := o.tree != 0 || strings.HasPrefix(o.target, floorTarget)
-	if here && runtime.GOMAXPROCS(0) > 1 && os.Getenv(sysmon.Environment) == "" {
-		s.quiet = sysmon.Quiet() == nil
-	}
+	s.quiet = here && runtime.GOMAXPROCS(0) > 1 && sysmon.ByDefault() == nil
 	if strings.HasPrefix(o.target, floorTarget) {
 		if err := s.startFloor(ctx); err != nil {
 			return s, err

@@ -18,6 +18,7 @@
 package sysmon
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -32,19 +33,35 @@ const Environment = "CERTMILL_QUIET_SYSMON"
 
 // FromEnvironment calls Quiet where the environment asks for it.
 func FromEnvironment() error {
-	value := os.Getenv(Environment)
-	if value == "" {
-		return nil
-	}
-	quiet, err := strconv.ParseBool(value)
-	if err != nil {
-		return fmt.Errorf("%s must be 1 or 0, not %q", Environment, value)
-	}
-	if !quiet {
-		return nil
+	quiet, _, err := told()
+	if err != nil || !quiet {
+		return err
 	}
 	if err := Quiet(); err != nil {
 		return fmt.Errorf("%s: %w", Environment, err)
 	}
 	return nil
+}
+
+// ErrForbidden says that the environment asks a process not to be quiet.
+var ErrForbidden = errors.New(Environment + " forbids it")
+
+// ByDefault calls Quiet for a process that gains by it, unless the environment forbids it.
+func ByDefault() error {
+	if quiet, said, _ := told(); said && !quiet {
+		return ErrForbidden
+	}
+	return Quiet()
+}
+
+// told returns what the environment says, if it does.
+func told() (quiet, said bool, err error) {
+	value := os.Getenv(Environment)
+	if value == "" {
+		return false, false, nil
+	}
+	if quiet, err = strconv.ParseBool(value); err != nil {
+		return false, false, fmt.Errorf("%s must be 1 or 0, not %q", Environment, value)
+	}
+	return quiet, true, nil
 }

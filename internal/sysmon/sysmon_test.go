@@ -129,3 +129,21 @@ func TestQuiet(t *testing.T) {
 		t.Errorf("only %d other threads", len(r.Others))
 	}
 }
+
+// What the environment says is kept to, and a value that says nothing is told.
+func TestTheEnvironmentDecides(t *testing.T) {
+	for value, want := range map[string]string{"": "", "0": "", "false": "", "maybe": Environment + ` must be 1 or 0, not "maybe"`} {
+		t.Setenv(Environment, value)
+		got := ""
+		if err := FromEnvironment(); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%q: %q, not %q", value, got, want)
+		}
+	}
+	t.Setenv(Environment, "0")
+	if err := ByDefault(); !errors.Is(err, ErrForbidden) {
+		t.Errorf("forbidden, and yet %v", err)
+	}
+}

@@ -88,7 +88,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := local.Batch(); err != nil {
 		d.say("NOTE: it may be slower than it could be: %v", err)
 	}
-	if d.quiet = sysmon.Quiet() == nil; !d.quiet {
+	if d.quiet = sysmon.ByDefault() == nil; !d.quiet {
 		local.LateTimers()
 	}
 	if os.Getenv("GOMAXPROCS") == "" {

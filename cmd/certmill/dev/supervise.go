@@ -89,7 +89,7 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 // signed it is often the only one with work.
 func (d *dev) environment(role string) []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
-	if d.quiet && os.Getenv(sysmon.Environment) == "" { // SoftHSM computes: nobody waits in C
+	if d.quiet { // SoftHSM computes: nobody waits in C
 		env = append(env, sysmon.Environment+"=1")
 	}
 	if role != "gateway" && os.Getenv("GOMAXPROCS") == "" {
