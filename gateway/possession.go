@@ -106,8 +106,8 @@ func (p *possession) onCore(ctx context.Context, do func()) error {
 }
 
 // hold adds c to those that wait, if it gains by that and some do already or enough is
-// under way, with signers too, for others to come. Who completes a batch checks it; the first of one is told so, for who is
-// to do it when it has waited.
+// under way, with signers too, for others to come. Who completes a batch checks it; the
+// first of one is told so, for who is to do it when it has waited.
 func (p *possession) hold(c *heldCSR) (first, held bool) {
 	if p.wait == 0 || !c.unverified.Batchable() {
 		return false, false
