@@ -111,6 +111,29 @@ func TestPostgreSQLGoesOnWithItsDataAndPort(t *testing.T) {
 	execute(t, second, "INSERT INTO t VALUES (43)")
 }
 
+func TestPostgreSQLHasItsLogFilesMadeAhead(t *testing.T) {
+	d := open(t)
+	for _, when := range []string{"on first use", "after a restart"} {
+		p, err := StartPostgreSQL(t.Context(), d, PostgreSQLOptions{WALAhead: 96 << 20})
+		needs(t, err)
+		conn, err := p.connect(t.Context(), "postgres")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ahead int
+		err = conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_ls_waldir() WHERE name > pg_walfile_name(pg_current_wal_lsn())`).Scan(&ahead)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ahead < 4 || ahead > 6 {
+			t.Errorf("%s: %d files of 16 MB ahead for 96 MB", when, ahead)
+		}
+		if err := errors.Join(conn.Close(t.Context()), p.Stop()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func execute(t *testing.T, p *PostgreSQL, sql string) {
 	t.Helper()
 	conn, err := p.connect(t.Context(), "kept")

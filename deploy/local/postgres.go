@@ -43,6 +43,10 @@ type PostgreSQLOptions struct {
 	Namespace string
 	// Settings are further settings of the server, "name=value".
 	Settings []string
+	// WALAhead is how many octets of log (WAL) the server is to have files for before it
+	// needs them: they are made on first use, and kept. A commit that needs a new file
+	// waits until its 16 MB are written and synced, and all others wait with it.
+	WALAhead int64
 }
 
 // SecurePostgreSQL says what a server with TLS is given.
@@ -65,6 +69,7 @@ type PostgreSQL struct {
 	throwaway bool
 	host      string
 	settings  []string
+	walAhead  int64
 	data      string              // its data directory
 	cred      *syscall.Credential // who owns that; nil for us
 }
@@ -85,7 +90,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
-	p := &PostgreSQL{throwaway: o.Throwaway, secure: o.Secure, host: cmp.Or(o.Host, "127.0.0.1"), settings: o.Settings}
+	p := &PostgreSQL{throwaway: o.Throwaway, secure: o.Secure, host: cmp.Or(o.Host, "127.0.0.1"), settings: o.Settings, walAhead: o.WALAhead}
 	if !o.Throwaway && o.Secure == nil {
 		if p.passFile, p.password, err = d.Secret("postgresql.password"); err != nil {
 			return nil, err
@@ -96,7 +101,8 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		return nil, err
 	}
 	p.data, p.cred = data, cred
-	if err := p.initialise(ctx, initdb, data, cred); err != nil {
+	fresh, err := p.initialise(ctx, initdb, data, cred)
+	if err != nil {
 		return nil, err
 	}
 	if err := waitForPredecessor(ctx, data); err != nil {
@@ -122,7 +128,11 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 	if err != nil {
 		return nil, err
 	}
-	if err := p.waitReady(ctx); err != nil {
+	err = p.waitReady(ctx)
+	if err == nil && fresh && p.walAhead > 0 {
+		err = p.makeWALAhead(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, p.Stop())
 	}
 	return p, nil
@@ -135,6 +145,9 @@ func (p *PostgreSQL) arguments(data string) []string {
 		// Random keys touch a fresh page with most rows: full-page images are most of
 		// the WAL, and compressing them is what keeps big tables fast.
 		"wal_compression=lz4", "checkpoint_timeout=15min", "jit=off",
+	}
+	if p.walAhead > 0 {
+		set = append(set, fmt.Sprintf("min_wal_size=%dMB", p.walAhead>>20))
 	}
 	if p.throwaway {
 		set = append(set, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB")
@@ -172,15 +185,36 @@ func totalMemory() int64 {
 	return 0
 }
 
-// initialise makes the database cluster unless it is there. It is made aside and
-// renamed, so that an interrupted initdb is made again.
-func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *syscall.Credential) error {
+// makeWALAhead goes through log files that hold nothing, and frees them: PostgreSQL then
+// renames them to those that come next.
+func (p *PostgreSQL) makeWALAhead(ctx context.Context) error {
+	conn, err := p.connect(ctx, "postgres")
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	const segment = 16 << 20 // wal_segment_size, as initdb has it
+	for range p.walAhead / segment {
+		// A file without a record is not switched from.
+		if _, err := conn.Exec(ctx, "SELECT pg_logical_emit_message(false, 'certmill', 'made ahead'), pg_switch_wal()"); err != nil {
+			return fmt.Errorf("making PostgreSQL's log files: %w", err)
+		}
+	}
+	if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
+		return fmt.Errorf("freeing PostgreSQL's log files: %w", err)
+	}
+	return nil
+}
+
+// initialise makes the database cluster unless it is there, and says whether it did. It is
+// made aside and renamed, so that an interrupted initdb is made again.
+func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *syscall.Credential) (made bool, err error) {
 	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); err == nil {
-		return nil
+		return false, nil
 	}
 	fresh := data + ".new"
 	if err := errors.Join(os.RemoveAll(fresh), makeOwned(fresh, cred)); err != nil {
-		return err
+		return false, err
 	}
 	args := []string{"-D", fresh, "-U", p.superuser(), "--encoding=UTF8", "--locale=C", "--auth=trust"}
 	if p.throwaway {
@@ -189,12 +223,12 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	if !p.throwaway && p.secure == nil {
 		pwfile := data + ".pw"
 		if err := os.WriteFile(pwfile, []byte(p.password), 0o600); err != nil {
-			return err
+			return false, err
 		}
 		defer os.Remove(pwfile)
 		if cred != nil {
 			if err := os.Chown(pwfile, int(cred.Uid), int(cred.Gid)); err != nil {
-				return err
+				return false, err
 			}
 		}
 		args[len(args)-1] = "--auth=scram-sha-256"
@@ -204,17 +238,20 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	cmd.Dir, cmd.Env = "/", minimalEnv()
 	cmd.SysProcAttr = attributes(syscall.SIGTERM, cred)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
+		return false, fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
 	}
 	if p.host != "127.0.0.1" {
 		if err := admit(filepath.Join(fresh, "pg_hba.conf")); err != nil {
-			return err
+			return false, err
 		}
 	}
 	if err := os.Remove(data); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return false, err
 	}
-	return os.Rename(fresh, data)
+	if err := os.Rename(fresh, data); err != nil {
+		return false, err
+	}
+	return true, nil
 }
 
 // admit lets who has the password in from everywhere.
@@ -341,6 +378,9 @@ func (p *PostgreSQL) URL(database string) string {
 
 // PasswordFile returns the file with the password; "" for a throw-away server.
 func (p *PostgreSQL) PasswordFile() string { return p.passFile }
+
+// Tables returns the folder with the files of the tables and their indexes.
+func (p *PostgreSQL) Tables() string { return filepath.Join(p.data, "base") }
 
 // Process returns the child process.
 func (p *PostgreSQL) Process() *Process { return p.proc }

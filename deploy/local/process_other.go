@@ -3,6 +3,7 @@
 package local
 
 import (
+	"context"
 	"errors"
 	"syscall"
 )
@@ -22,3 +23,6 @@ func Batch() error { return nil }
 func LateTimers() {}
 
 func childSlack() (undo func()) { return func() {} }
+
+// Writeback does nothing: when the kernel writes is Linux's.
+func Writeback(context.Context, ...string) {}

@@ -15,6 +15,8 @@ import (
 const (
 	database   = "certmill"
 	tokenLabel = "certmill"
+	// walAhead is some minutes of PostgreSQL's log.
+	walAhead = 512 << 20
 )
 
 // servers are the parts that are not ours.
@@ -36,6 +38,7 @@ type servers struct {
 func (d *dev) startServers(ctx context.Context) (err error) {
 	watch, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stopWatch = stop
+	written := []string{d.dir.Path("log")}
 	if d.LedgerURL == "" {
 		if err := d.startPostgres(ctx); err != nil {
 			return err
@@ -46,7 +49,9 @@ func (d *dev) startServers(ctx context.Context) (err error) {
 		d.watch.Go(func() {
 			d.restart(watch, "PostgreSQL", func() *local.Process { return d.postgres.Process() }, d.startPostgres)
 		})
+		written = append(written, d.postgres.Tables())
 	}
+	d.watch.Go(func() { local.Writeback(watch, written...) })
 	if err := d.startRedis(ctx); err != nil {
 		return err
 	}
@@ -66,7 +71,7 @@ func (d *dev) startServers(ctx context.Context) (err error) {
 }
 
 func (d *dev) startPostgres(ctx context.Context) error {
-	p, err := local.StartPostgreSQL(ctx, d.dir, local.PostgreSQLOptions{})
+	p, err := local.StartPostgreSQL(ctx, d.dir, local.PostgreSQLOptions{WALAhead: walAhead})
 	if err != nil {
 		return err
 	}

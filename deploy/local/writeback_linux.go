@@ -1,0 +1,57 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// writebackEvery is how often Writeback has written what has gathered.
+const writebackEvery = 500 * time.Millisecond
+
+// Writeback has the kernel write, twice a second until ctx ends, what was written to
+// files below the folders. By itself it waits for half a minute and then writes all of it
+// at once, at the disk's full speed, and whoever commits meanwhile waits behind it:
+// PostgreSQL leaves all pages by which its tables grow to the kernel. Nothing waits for
+// the disk here, and nothing is made durable: that stays with who writes the files.
+//
+// Folders and files that cannot be read are left out.
+func Writeback(ctx context.Context, folders ...string) {
+	tick := time.NewTicker(writebackEvery)
+	defer tick.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		since := last.Add(-writebackEvery) // the files' clock is coarser than ours
+		last = time.Now()
+		for _, folder := range folders {
+			_ = filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+				if err != nil || !entry.Type().IsRegular() {
+					return nil
+				}
+				if info, err := entry.Info(); err == nil && info.ModTime().After(since) {
+					_ = startWriteback(path)
+				}
+				return ctx.Err()
+			})
+		}
+	}
+}
+
+// startWriteback is sync_file_range(2) with SYNC_FILE_RANGE_WRITE alone: it does not wait,
+// and takes no error of an earlier write from those who sync the file.
+func startWriteback(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.SyncFileRange(int(f.Fd()), 0, 0, unix.SYNC_FILE_RANGE_WRITE), f.Close())
+}
