@@ -21,8 +21,8 @@ type DispatcherConfig struct {
 	// travel together.
 	MaxBatch int `yaml:"max_batch"`
 	// Gather is how long a message waits at most for company: for requests whose CSRs are
-	// being checked at that moment, and until it has as many requests as are with the queue
-	// and the signers. It waits so long where twice MaxBatch requests are under way, and
+	// being checked at that moment, and until it has half as many requests as are with the
+	// queue and the signers. It waits so long where twice MaxBatch requests are under way, and
 	// the less of it the fewer. One that comes alone never waits. 0 switches it off.
 	Gather time.Duration `yaml:"gather"`
 	// MaxBatchBytes bounds the size of a message with several requests.

@@ -35,10 +35,10 @@ func newLane(issuer string, p queue.Priority) *lane {
 
 func (l *lane) full(batch int) bool { return l.waiting >= batch }
 
-// hasCompany reports whether as much waits as is with the queue and the signers, so that a
-// message is worth its cost, which is that of several of its requests. The busier the
-// signers are the less a request gains by going at once; one that comes alone does.
-func (l *lane) hasCompany() bool { return l.waiting >= l.inFlight }
+// hasCompany reports whether half as much waits as is with the queue and the signers, so
+// that a message is worth its cost, which is that of several of its requests. The busier
+// the signers are the less a request gains by going at once; one that comes alone does.
+func (l *lane) hasCompany() bool { return 2*l.waiting >= l.inFlight }
 
 func (l *lane) push(c *call) {
 	f := l.flows[c.caller]

@@ -247,7 +247,7 @@ func TestWhatIsExpectedTravelsTogether(t *testing.T) {
 	m.settled()
 }
 
-// While the signers have work a message waits until it is as large as what they have.
+// While the signers have work a message waits until it is half as large as what they have.
 func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	m := newMill(t, nil)
 	// Longer than may be configured, also for the share of it that few requests wait, so
@@ -269,33 +269,33 @@ func TestTheBusierTheSignersTheLargerTheMessages(t *testing.T) {
 	waiting := func(n float64) func() bool {
 		return func() bool { return m.value("certmill_gateway_dispatch_waiting") == n }
 	}
+	messages := uint64(0)
+	goes := func(n int) {
+		ask(n)
+		messages++
+		until(t, fmt.Sprintf("%d go together beside what is in flight", n), func() bool { return m.messages() == messages })
+	}
+	for range 3 { // the first alone, the others beside one and two
+		goes(1)
+	}
 	ask(1)
-	until(t, "one that comes alone goes at once", func() bool { return m.messages() == 1 })
-	ask(1)
-	until(t, "a second one too, beside one in flight", func() bool { return m.messages() == 2 })
-	ask(1)
-	until(t, "one waits beside two in flight", waiting(1))
-	ask(1)
-	until(t, "two go together", func() bool { return m.messages() == 3 })
-	ask(3)
-	until(t, "three wait beside four", waiting(3))
-	ask(1)
-	until(t, "four go together", func() bool { return m.messages() == 4 })
-	ask(8)
-	until(t, "eight go together", func() bool { return m.messages() == 5 })
-	ask(16)
-	until(t, "sixteen go together", func() bool { return m.messages() == 6 })
-	ask(queue.MaxBatch)
-	until(t, "a full message goes", func() bool { return m.messages() == 7 })
+	until(t, "one waits beside three in flight", waiting(1))
+	goes(1)
+	ask(2)
+	until(t, "two wait beside five", waiting(2))
+	goes(1)
+	for _, n := range []int{4, 6, 9, 14, 21, 31} { // beside 8, 12, 18, 27, 41, 62
+		goes(n)
+	}
+	goes(queue.MaxBatch)
 	ask(queue.MaxBatch - 1)
-	until(t, "one fewer than a full message wait beside 64", waiting(queue.MaxBatch-1))
-	ask(1)
-	until(t, "a full message goes without more company", func() bool { return m.messages() == 8 })
+	until(t, "one fewer than a full message wait beside 125", waiting(queue.MaxBatch-1))
+	goes(1)
 	ask(7)
-	until(t, "seven wait beside 96", waiting(7))
+	until(t, "seven wait beside 157", waiting(7))
 	m.sign(millIssued) // and go when those are answered
 	wait.Wait()
-	until(t, "the last is counted", func() bool { return m.messages() == 9 })
+	until(t, "the last is counted", func() bool { return m.messages() == messages+1 })
 	m.settled()
 }
 

@@ -379,8 +379,19 @@ func (p *PostgreSQL) URL(database string) string {
 // PasswordFile returns the file with the password; "" for a throw-away server.
 func (p *PostgreSQL) PasswordFile() string { return p.passFile }
 
-// Tables returns the folder with the files of the tables and their indexes.
-func (p *PostgreSQL) Tables() string { return filepath.Join(p.data, "base") }
+// Tables returns the folder with the files of a database's tables and indexes.
+func (p *PostgreSQL) Tables(ctx context.Context, database string) (string, error) {
+	conn, err := p.connect(ctx, database)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var oid string
+	if err := conn.QueryRow(ctx, "SELECT oid::text FROM pg_database WHERE datname = current_database()").Scan(&oid); err != nil {
+		return "", fmt.Errorf("the folder of database %s: %w", database, err)
+	}
+	return filepath.Join(p.data, "base", oid), nil
+}
 
 // Process returns the child process.
 func (p *PostgreSQL) Process() *Process { return p.proc }

@@ -49,7 +49,11 @@ func (d *dev) startServers(ctx context.Context) (err error) {
 		d.watch.Go(func() {
 			d.restart(watch, "PostgreSQL", func() *local.Process { return d.postgres.Process() }, d.startPostgres)
 		})
-		written = append(written, d.postgres.Tables())
+		tables, err := d.postgres.Tables(ctx, database)
+		if err != nil {
+			return err
+		}
+		written = append(written, tables)
 	}
 	d.watch.Go(func() { local.Writeback(watch, written...) })
 	if err := d.startRedis(ctx); err != nil {
