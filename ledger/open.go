@@ -178,10 +178,16 @@ func sessions(base *pgxpool.Config, d dialect, isolation string, readOnly bool, 
 		// scan or sort it when it is large.
 		p["enable_seqscan"], p["enable_bitmapscan"] = "off", "off"
 	}
-	if d == postgres && readOnly {
+	switch {
+	case d == postgres && readOnly:
 		// A plan for the serials at hand touches their partitions alone; a generic
 		// plan would lock every partition.
 		p["plan_cache_mode"] = "force_custom_plan"
+	case d == postgres:
+		// The commit's plan does not depend on its rows, but their number makes a plan for
+		// few of them look cheap enough to be made again each time, which costs more than
+		// the statement.
+		p["plan_cache_mode"] = "force_generic_plan"
 	}
 	return pc
 }

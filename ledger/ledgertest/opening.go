@@ -2,10 +2,12 @@ package ledgertest
 
 import (
 	"errors"
-	"github.com/jackc/pgx/v5"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/certmill/certmill/internal/config"
 	"github.com/certmill/certmill/internal/problem"
@@ -14,6 +16,7 @@ import (
 
 var openTests = map[string]func(*testing.T, *env){
 	"commits are synchronous whatever the server says":        synchronousCommits,
+	"a commit's statement is planned once, not for its rows":  commitIsPlannedOnce,
 	"migrating again changes nothing, and the status says so": migrateAgain,
 	"an old schema is refused with what to run":               oldSchema,
 	"a server that is not there is Unavailable":               noServer,
@@ -93,5 +96,25 @@ func synchronousCommits(t *testing.T, e *env) {
 	noError(t, conn.QueryRow(t.Context(), `SELECT mode FROM seen`).Scan(&mode))
 	if mode != "on" {
 		t.Errorf("the ledger commits with synchronous_commit %s", mode)
+	}
+}
+
+// A commit's statement is planned once on each connection, whatever the sizes of batches.
+func commitIsPlannedOnce(t *testing.T, e *env) {
+	e.onPostgreSQL(t)
+	conn := e.connect(t)
+	_, err := conn.Exec(t.Context(), `CREATE TABLE seen (planned bigint);
+		CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			INSERT INTO seen SELECT custom_plans FROM pg_prepared_statements WHERE name = 'certmill_commit'; RETURN NEW; END $$;
+		CREATE TRIGGER note AFTER INSERT ON requests FOR EACH ROW EXECUTE FUNCTION note()`)
+	noError(t, err)
+	const commits = 10
+	for range commits {
+		noError(t, e.CommitBatch(t.Context(), []ledger.Entry{e.entry(t, time.Hour)})[0].Err)
+	}
+	var seen, planned int
+	noError(t, conn.QueryRow(t.Context(), `SELECT count(*), max(planned) FROM seen`).Scan(&seen, &planned))
+	if seen != commits || planned != 0 {
+		t.Errorf("a connection planned the statement %d times for its rows; %d of %d commits seen", planned, seen, commits)
 	}
 }
