@@ -184,7 +184,7 @@ func sessions(base *pgxpool.Config, d dialect, isolation string, readOnly bool, 
 		// plan would lock every partition.
 		p["plan_cache_mode"] = "force_custom_plan"
 	case d == postgres:
-		// The commit's plan does not depend on its rows, but their number makes a plan for
+		// The commit's plan need not depend on its rows, but their number makes a plan for
 		// few of them look cheap enough to be made again each time, which costs more than
 		// the statement.
 		p["plan_cache_mode"] = "force_generic_plan"

@@ -123,6 +123,11 @@ func (l *Ledger) made(ctx context.Context, orders []Order) (map[RequestKey]Found
 	return l.lookup(ctx, keys, func(c claim) bool { return c.expires.After(created[c.key]) })
 }
 
+// planned has a statement planned each time. Writing sessions keep the plans of others
+// (see sessions), and one that joins, made while there were no orders, would read all
+// that are pending until the table has been analysed.
+const planned = pgx.QueryExecModeCacheDescribe
+
 // ClaimStaleOrders settles the pending orders whose certificates exist and returns up
 // to limit of the others that nobody has claimed for olderThan, or since they were
 // created. Each is given to one caller alone, who queues it again; every time it
@@ -138,7 +143,7 @@ func (l *Ledger) ClaimStaleOrders(ctx context.Context, olderThan time.Duration, 
 			UPDATE orders SET attempts = attempts + 1,
 				next_attempt_at = $3::timestamptz + least($4::interval * attempts, $5::interval)
 			FROM due WHERE orders.id = due.id
-			RETURNING `+orderColumns, now.Add(-olderThan), limit, now, olderThan, longestOrderPause)
+			RETURNING `+orderColumns, planned, now.Add(-olderThan), limit, now, olderThan, longestOrderPause)
 		if err != nil {
 			return err
 		}
@@ -174,7 +179,7 @@ func (l *Ledger) settleOrders(ctx context.Context, due []Order) ([]Order, error)
 	err = l.retry(ctx, func(ctx context.Context) error {
 		_, err := l.write.Exec(ctx, `UPDATE orders SET state = 'issued', serial = done.serial, expires_at = $3
 			FROM unnest($1::uuid[], $2::bytea[]) AS done(id, serial) WHERE orders.id = done.id AND state = 'pending'`,
-			ids, serials, l.now().Add(OrderRetention))
+			planned, ids, serials, l.now().Add(OrderRetention))
 		return err
 	})
 	return open, err

@@ -113,6 +113,12 @@ func TestPostgreSQLGoesOnWithItsDataAndPort(t *testing.T) {
 
 func TestPostgreSQLHasItsLogFilesMadeAhead(t *testing.T) {
 	d := open(t)
+	// A start that was interrupted before it came to this.
+	p, err := StartPostgreSQL(t.Context(), d, PostgreSQLOptions{})
+	needs(t, err)
+	if err := p.Stop(); err != nil {
+		t.Fatal(err)
+	}
 	for _, when := range []string{"on first use", "after a restart"} {
 		p, err := StartPostgreSQL(t.Context(), d, PostgreSQLOptions{WALAhead: 96 << 20})
 		needs(t, err)

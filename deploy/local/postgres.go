@@ -43,9 +43,10 @@ type PostgreSQLOptions struct {
 	Namespace string
 	// Settings are further settings of the server, "name=value".
 	Settings []string
-	// WALAhead is how many octets of log (WAL) the server is to have files for before it
-	// needs them: they are made on first use, and kept. A commit that needs a new file
-	// waits until its 16 MB are written and synced, and all others wait with it.
+	// WALAhead is how many octets of log (WAL) the server is to have files for at its
+	// start, before it needs them; later it keeps as much of what it has used. A commit
+	// that needs a new file waits until its 16 MB are written and synced, and all others
+	// wait with it. A disk with less than eight times as much room is left alone.
 	WALAhead int64
 }
 
@@ -101,8 +102,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		return nil, err
 	}
 	p.data, p.cred = data, cred
-	fresh, err := p.initialise(ctx, initdb, data, cred)
-	if err != nil {
+	if err := p.initialise(ctx, initdb, data, cred); err != nil {
 		return nil, err
 	}
 	if err := waitForPredecessor(ctx, data); err != nil {
@@ -129,7 +129,7 @@ func StartPostgreSQL(ctx context.Context, d *Dir, o PostgreSQLOptions) (*Postgre
 		return nil, err
 	}
 	err = p.waitReady(ctx)
-	if err == nil && fresh && p.walAhead > 0 {
+	if err == nil {
 		err = p.makeWALAhead(ctx)
 	}
 	if err != nil {
@@ -185,15 +185,25 @@ func totalMemory() int64 {
 	return 0
 }
 
-// makeWALAhead goes through log files that hold nothing, and frees them: PostgreSQL then
-// renames them to those that come next.
+// makeWALAhead makes WALAhead true where less than half of it is there. It goes through
+// files that hold nothing, and frees them: PostgreSQL renames them to those that come next.
 func (p *PostgreSQL) makeWALAhead(ctx context.Context) error {
+	if free, err := room(p.data); p.walAhead == 0 || err != nil || free < 8*p.walAhead {
+		return err
+	}
 	conn, err := p.connect(ctx, "postgres")
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	const segment = 16 << 20 // wal_segment_size, as initdb has it
+	var ahead int64
+	if err := conn.QueryRow(ctx, "SELECT count(*) FROM pg_ls_waldir() WHERE name > pg_walfile_name(pg_current_wal_lsn())").Scan(&ahead); err != nil {
+		return fmt.Errorf("counting PostgreSQL's log files: %w", err)
+	}
+	if 2*ahead*segment >= p.walAhead {
+		return nil
+	}
 	for range p.walAhead / segment {
 		// A file without a record is not switched from.
 		if _, err := conn.Exec(ctx, "SELECT pg_logical_emit_message(false, 'certmill', 'made ahead'), pg_switch_wal()"); err != nil {
@@ -206,15 +216,15 @@ func (p *PostgreSQL) makeWALAhead(ctx context.Context) error {
 	return nil
 }
 
-// initialise makes the database cluster unless it is there, and says whether it did. It is
-// made aside and renamed, so that an interrupted initdb is made again.
-func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *syscall.Credential) (made bool, err error) {
+// initialise makes the database cluster unless it is there. It is made aside and
+// renamed, so that an interrupted initdb is made again.
+func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *syscall.Credential) error {
 	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); err == nil {
-		return false, nil
+		return nil
 	}
 	fresh := data + ".new"
 	if err := errors.Join(os.RemoveAll(fresh), makeOwned(fresh, cred)); err != nil {
-		return false, err
+		return err
 	}
 	args := []string{"-D", fresh, "-U", p.superuser(), "--encoding=UTF8", "--locale=C", "--auth=trust"}
 	if p.throwaway {
@@ -223,12 +233,12 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	if !p.throwaway && p.secure == nil {
 		pwfile := data + ".pw"
 		if err := os.WriteFile(pwfile, []byte(p.password), 0o600); err != nil {
-			return false, err
+			return err
 		}
 		defer os.Remove(pwfile)
 		if cred != nil {
 			if err := os.Chown(pwfile, int(cred.Uid), int(cred.Gid)); err != nil {
-				return false, err
+				return err
 			}
 		}
 		args[len(args)-1] = "--auth=scram-sha-256"
@@ -238,20 +248,17 @@ func (p *PostgreSQL) initialise(ctx context.Context, initdb, data string, cred *
 	cmd.Dir, cmd.Env = "/", minimalEnv()
 	cmd.SysProcAttr = attributes(syscall.SIGTERM, cred)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return false, fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
+		return fmt.Errorf("making the PostgreSQL cluster in %s: %w\n%s", data, err, out)
 	}
 	if p.host != "127.0.0.1" {
 		if err := admit(filepath.Join(fresh, "pg_hba.conf")); err != nil {
-			return false, err
+			return err
 		}
 	}
 	if err := os.Remove(data); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
+		return err
 	}
-	if err := os.Rename(fresh, data); err != nil {
-		return false, err
-	}
-	return true, nil
+	return os.Rename(fresh, data)
 }
 
 // admit lets who has the password in from everywhere.

@@ -15,7 +15,7 @@ import (
 const (
 	database   = "certmill"
 	tokenLabel = "certmill"
-	// walAhead is some minutes of PostgreSQL's log.
+	// walAhead is one to three minutes of PostgreSQL's log on a small machine.
 	walAhead = 512 << 20
 )
 
@@ -46,14 +46,14 @@ func (d *dev) startServers(ctx context.Context) (err error) {
 		if err := d.postgres.CreateDatabase(ctx, database); err != nil {
 			return err
 		}
-		d.watch.Go(func() {
-			d.restart(watch, "PostgreSQL", func() *local.Process { return d.postgres.Process() }, d.startPostgres)
-		})
 		tables, err := d.postgres.Tables(ctx, database)
 		if err != nil {
 			return err
 		}
 		written = append(written, tables)
+		d.watch.Go(func() {
+			d.restart(watch, "PostgreSQL", func() *local.Process { return d.postgres.Process() }, d.startPostgres)
+		})
 	}
 	d.watch.Go(func() { local.Writeback(watch, written...) })
 	if err := d.startRedis(ctx); err != nil {
