@@ -126,8 +126,7 @@ func TestPostgreSQLHasItsLogFilesMadeAhead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var ahead int
-		err = conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_ls_waldir() WHERE name > pg_walfile_name(pg_current_wal_lsn())`).Scan(&ahead)
+		ahead, err := walFilesAhead(t.Context(), conn)
 		if err != nil {
 			t.Fatal(err)
 		}
