@@ -59,6 +59,7 @@ func TestConnectionsOfOneAddressLeaveRoomForOthers(t *testing.T) {
 	w.connect(t, "127.0.0.2", 60)
 	eventually(t, "its bound is reached and the rest refused", func() bool { return w.gateway.https.Connections() == 20 && w.gateway.https.Refused() == 40 })
 	must0(t, w.alive(t, "127.0.0.3"))
+	eventually(t, "that one has left", func() bool { return w.gateway.https.Connections() == 20 })
 	w.connect(t, "127.0.0.3", 20)
 	eventually(t, "all are taken", func() bool { return w.gateway.https.Connections() == 30 })
 	if err := w.alive(t, "127.0.0.4"); err == nil {
