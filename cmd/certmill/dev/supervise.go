@@ -84,15 +84,16 @@ func (d *dev) launch(c *child) (*local.Process, error) {
 
 // environment is what a role inherits. They share this machine: the scheduler of each is
 // told that half of the cores are its own. Work that waits for a core of its own process
-// costs less than threads of seven processes that look for work on two cores. The gateway
-// may have all: every request comes through it twice, and while one message is being
-// signed it is often the only one with work.
+// costs less than threads of seven processes that look for work on two cores. Those
+// through which each request comes may have all: the gateway, which is often the only one
+// with work, and a signer, whose other work would wait for the whole time that a message's
+// signatures take in C (a quiet sysmon takes no core away from it meanwhile).
 func (d *dev) environment(role string) []string {
 	env := append(os.Environ(), "SOFTHSM2_CONF="+d.hsm.ConfigFile)
 	if d.quiet { // SoftHSM computes: nobody waits in C
 		env = append(env, sysmon.Environment+"=1")
 	}
-	if role != "gateway" && os.Getenv("GOMAXPROCS") == "" {
+	if role != "gateway" && !strings.HasPrefix(role, "signer-") && os.Getenv("GOMAXPROCS") == "" {
 		env = append(env, "GOMAXPROCS="+strconv.Itoa(share()))
 	}
 	return env
