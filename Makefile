@@ -11,11 +11,14 @@ TOOL    := $(GO) tool -modfile=internal/tools/go.mod
 WRITE_ASM := $(GO) run . -pkg p256x8
 # buf runs in proto/.
 PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
+# The profile of cmd/certmill makes other objects of every package that it needs. Only the
+# program is to have them: tests and checks would compile all of it twice.
+export GOFLAGS := -pgo=off $(GOFLAGS)
 # How many packages are tested at a time: each brings servers of its own, and much of
 # what they do is waiting.
 PARALLEL ?= 3
 
-.PHONY: help deps test-deps build demo demo-once test test-mesh test-scalar generate lint breaking proto-baseline bench bench-system bench-memory bench-ledger bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload vuln sbom
+.PHONY: help deps test-deps build demo demo-once test test-mesh test-scalar generate lint breaking proto-baseline bench bench-system bench-memory bench-ledger bench-mesh bench-ocsp chaos failpoints fuzz clean bench-overload pgo vuln sbom
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)$$/  make \1\t\2/' | expand -t 22
@@ -28,7 +31,7 @@ test-deps: ## the same, and the programs that the tests ask: GnuTLS, nginx, HAPr
 
 build: ## build bin/certmill
 	@mkdir -p bin
-	$(GO) build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/certmill
+	$(GO) build -pgo=auto -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/certmill
 
 demo: deps build ## the whole service on this machine, shown at work; stays up until Ctrl-C
 	@exec $(BIN) dev --demo
@@ -102,6 +105,9 @@ bench-ocsp: deps ## the OCSP responder beside a bare net/http handler, and Redis
 
 bench-overload: deps build ## the whole service under five times its signers' capacity for 30 s: goodput, refusals, fairness, memory, recovery
 	$(GO) run ./loadtest/bench/overload -bin $(BIN) $(BENCH_FLAGS)
+
+pgo: deps build ## record cmd/certmill/default.pgo, by which the compiler optimises the program; a minute and a half
+	$(GO) run ./loadtest/bench/profile -bin $(BIN)
 
 vuln: ## known vulnerabilities that the code reaches; says so where the database is out of reach
 	@deploy/supply-chain.sh vuln

@@ -19,6 +19,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/goccy/go-yaml"
+
 	"github.com/certmill/certmill/loadtest/report"
 )
 
@@ -144,6 +146,28 @@ func Result(data []byte) (*report.Result, error) {
 		return nil, errors.New("loadtest got no answer")
 	}
 	return &r, nil
+}
+
+// Operator returns the address of a process's operator's listener, for example that of
+// gateway or signer-1.
+func (s *Stack) Operator(process string) (string, error) {
+	path := filepath.Join(s.Dir, "config", process+".yaml")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	var f struct {
+		Telemetry struct {
+			Listen string `yaml:"listen"`
+		} `yaml:"telemetry"`
+	}
+	if err := yaml.Unmarshal(data, &f); err != nil {
+		return "", fmt.Errorf("%s: %w", path, err)
+	}
+	if f.Telemetry.Listen == "" {
+		return "", fmt.Errorf("%s names no telemetry.listen", path)
+	}
+	return f.Telemetry.Listen, nil
 }
 
 // Memory is the resident memory of a process in bytes: now, and the most since its start.
