@@ -155,9 +155,20 @@ func (l *latency) print() {
 	}
 }
 
-// protocol is one way to ask.
+// unary is the way to ask that the others are compared with.
+const unary = "gRPC unary"
+
+// protocol is one way to ask; what is not said of a round is their median.
 type protocol struct {
-	Name string  `json:"name"`
+	Name   string  `json:"name"`
+	Rounds []asked `json:"rounds"`
+	asked
+	// OverUnary is the rate over that of gRPC unary within a round.
+	OverUnary float64 `json:"over_unary"`
+}
+
+// asked is one round.
+type asked struct {
 	Rate float64 `json:"per_second"`
 	P50  float64 `json:"p50_ms"`
 	P99  float64 `json:"p99_ms"`
@@ -166,16 +177,29 @@ type protocol struct {
 	Generator float64 `json:"generator_cores"`
 }
 
-func (f *figures) printProtocols() {
-	fmt.Printf("\nways to ask, as many certificates under way in each\n")
-	unary := 0.0
-	for _, p := range f.Protocols {
-		if p.Name == "gRPC unary" {
-			unary = p.Rate
+func summariseProtocols(all []protocol) {
+	yardstick := slices.IndexFunc(all, func(p protocol) bool { return p.Name == unary })
+	for i := range all {
+		p := &all[i]
+		p.asked = asked{
+			Rate:      median(p.Rounds, func(a asked) float64 { return a.Rate }),
+			P50:       median(p.Rounds, func(a asked) float64 { return a.P50 }),
+			P99:       median(p.Rounds, func(a asked) float64 { return a.P99 }),
+			CPU:       median(p.Rounds, func(a asked) float64 { return a.CPU }),
+			Generator: median(p.Rounds, func(a asked) float64 { return a.Generator }),
 		}
+		var ratios []float64
+		for n, a := range p.Rounds {
+			ratios = append(ratios, a.Rate/all[yardstick].Rounds[n].Rate)
+		}
+		p.OverUnary = median(ratios, func(v float64) float64 { return v })
 	}
+}
+
+func (f *figures) printProtocols() {
+	fmt.Printf("\nways to ask, as many certificates under way in each, in turns\n")
 	for _, p := range f.Protocols {
-		fmt.Printf("  %-12s %6.0f/s  %.2f of unary  p50 %5.1f ms  p99 %5.1f ms  CPU %4.0f µs  generator %.2f cores\n", p.Name, p.Rate, p.Rate/unary, p.P50, p.P99, p.CPU, p.Generator)
+		fmt.Printf("  %-12s %6.0f/s  %.2f of unary  p50 %5.1f ms  p99 %5.1f ms  CPU %4.0f µs  generator %.2f cores\n", p.Name, p.Rate, p.OverUnary, p.P50, p.P99, p.CPU, p.Generator)
 	}
 }
 

@@ -139,27 +139,35 @@ func (b *bench) latency(ctx context.Context) error {
 	return nil
 }
 
-// protocols compares the ways to ask, each with as many certificates under way.
+// protocols compares the ways to ask, each with as many certificates under way. They take
+// turns as floor and service do.
 func (b *bench) protocols(ctx context.Context) error {
 	const batch = 32
-	for _, p := range []struct {
+	ways := []struct {
 		name string
 		args []string
 	}{
-		{"REST", []string{"--target", "rest", "--callers", strconv.Itoa(b.callers)}},
-		{"gRPC unary", []string{"--target", "grpc", "--callers", strconv.Itoa(b.callers)}},
+		{unary, []string{"--target", "grpc", "--callers", strconv.Itoa(b.callers)}},
 		{"gRPC stream", []string{"--target", "stream", "--callers", strconv.Itoa(b.callers)}},
 		{"gRPC batch", []string{"--target", "batch", "--batch", strconv.Itoa(batch), "--callers", strconv.Itoa(max(1, b.callers/batch))}},
-	} {
-		run, err := b.stack.Load(ctx, certificates(p.args...)...)
-		if err != nil {
-			return err
-		}
-		if err := allAnswered(run); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
-		}
-		b.Protocols = append(b.Protocols, protocol{Name: p.name, Rate: run.RateReached, P50: run.Latency.P50, P99: run.Latency.P99, CPU: 1000 * run.CPUPerUnit(), Generator: run.Use.Own})
+		{"REST", []string{"--target", "rest", "--callers", strconv.Itoa(b.callers)}},
 	}
+	b.Protocols = make([]protocol, len(ways))
+	for range b.rounds {
+		for i, w := range ways {
+			run, err := b.stack.Load(ctx, append(certificates(w.args...), "-d", "4s", "--warmup", "1s")...)
+			if err != nil {
+				return err
+			}
+			if err := allAnswered(run); err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			p := &b.Protocols[i]
+			p.Name = w.name
+			p.Rounds = append(p.Rounds, asked{Rate: run.RateReached, P50: run.Latency.P50, P99: run.Latency.P99, CPU: 1000 * run.CPUPerUnit(), Generator: run.Use.Own})
+		}
+	}
+	summariseProtocols(b.Protocols)
 	b.printProtocols()
 	return nil
 }

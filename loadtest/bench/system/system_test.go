@@ -69,3 +69,18 @@ func TestGrowthIsSeenBetweenTheSecondAndTheLastFifth(t *testing.T) {
 		t.Errorf("%+v", g.Roles)
 	}
 }
+
+func TestWaysToAskAreComparedWithinARound(t *testing.T) {
+	at := func(rates ...float64) (all []asked) {
+		for _, r := range rates {
+			all = append(all, asked{Rate: r})
+		}
+		return all
+	}
+	// The machine is twice as slow in the second round, and slow for one in the third.
+	all := []protocol{{Name: "REST", Rounds: at(110, 55, 20)}, {Name: unary, Rounds: at(100, 50, 100)}}
+	summariseProtocols(all)
+	if rest := all[0]; math.Abs(rest.OverUnary-1.1) > 1e-9 || rest.Rate != 55 || all[1].OverUnary != 1 {
+		t.Errorf("%+v", all)
+	}
+}
