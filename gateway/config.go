@@ -163,7 +163,7 @@ func DefaultConfig() Config {
 		IssuerRefresh:   5 * time.Second,
 		SPIFFE:          SPIFFE{RefreshHint: 5 * time.Minute},
 		Limits: Limits{
-			MaxInFlight: 1024, MaxWait: time.Second, CSRWait: 2 * time.Millisecond, RenewalShare: 0.75, RetryAfter: time.Second,
+			MaxInFlight: 1024, MaxWait: time.Second, CSRWait: 6 * time.Millisecond, RenewalShare: 0.75, RetryAfter: time.Second,
 			CallerShare: 0.8, CallerBurst: 100, NamesBurst: 10, RateEntries: 20_000,
 			MaxConnections: 10_000, MaxConnectionsPerAddress: 5_000, MaxStreams: 10_000,
 			MaxBodyBytes: 128 << 10, MaxBatchBytes: 2 << 20, MaxBatch: 256,

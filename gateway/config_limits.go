@@ -17,7 +17,7 @@ type Limits struct {
 	MaxWait time.Duration `yaml:"max_wait"`
 	// CSRWait is how long a CSR of a P-256 key waits at most for others, of which eight are
 	// checked in the time of one where the processor has AVX-512 IFMA. It waits so long
-	// where 16 other requests are in work, the less of it the fewer, and not at all where
+	// where 32 other requests are in work, the less of it the fewer, and not at all where
 	// they are fewer than 4. 0 checks each alone.
 	CSRWait time.Duration `yaml:"csr_wait"`
 	// RenewalShare is the share of max_in_flight that renewals may take, above 0 and at

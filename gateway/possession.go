@@ -37,7 +37,7 @@ type possessionDeps struct {
 // Requests under way beside a CSR, for which it waits as long as it may, and not at all:
 // where few are, there is time for a check of its own.
 const (
-	many = 2 * p256x8.Width
+	many = 4 * p256x8.Width
 	few  = p256x8.Width / 2
 )
 

@@ -102,7 +102,7 @@ func TestTheFewerAreUnderWayTheShorterACSRWaits(t *testing.T) {
 		most, wantWaits time.Duration
 	}{
 		{0, 4 * time.Millisecond, 0}, {few - 1, 4 * time.Millisecond, 0}, {many, 0, 0},
-		{few, 4 * time.Millisecond, time.Millisecond}, {many - 4, 4 * time.Millisecond, 3 * time.Millisecond},
+		{few, 4 * time.Millisecond, 500 * time.Microsecond}, {many - 8, 4 * time.Millisecond, 3 * time.Millisecond},
 		{many, 4 * time.Millisecond, 4 * time.Millisecond}, {1000, 4 * time.Millisecond, 4 * time.Millisecond},
 	} {
 		if !p256x8.Supported() { // each is checked alone
