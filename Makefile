@@ -13,7 +13,7 @@ WRITE_ASM := $(GO) run . -pkg p256x8
 PROTO_TOOL := $(GO) tool -modfile=../internal/tools/go.mod
 # The profile of cmd/certmill makes other objects of every package that it needs. Only the
 # program is to have them: tests and checks would compile all of it twice.
-export GOFLAGS := -pgo=off $(GOFLAGS)
+export GOFLAGS := -pgo=off $(shell $(GO) env GOFLAGS)
 # How many packages are tested at a time: each brings servers of its own, and much of
 # what they do is waiting.
 PARALLEL ?= 3
@@ -76,9 +76,9 @@ proto-baseline: ## after a release: make today's API the one that `breaking` com
 	cd proto && $(PROTO_TOOL) buf build -o certmill.binpb
 
 .PHONY: deploy-check
-deploy-check: ## helm lint and template, kubeconform, compose, Dockerfiles, systemd units; three regions, dashboards, a rotation of all secrets
+deploy-check: build ## helm lint and template, kubeconform, compose, Dockerfiles, systemd units; three regions, dashboards, a rotation of all secrets
 	cd deploy/check && $(GO) test -count=1 ./...
-	CERTMILL_DEPLOY_LONG=1 $(GO) test -count=1 -timeout 9m -run 'TestThreeRegions|TestTheComposeStack.*/(a_certificate|dashboards|rotation|no_)' ./deploy/deploytest
+	CERTMILL_BIN=$(CURDIR)/$(BIN) CERTMILL_DEPLOY_LONG=1 $(GO) test -count=1 -timeout 9m -run 'TestThreeRegions|TestTheComposeStack.*/(a_certificate|dashboards|rotation|no_)' ./deploy/deploytest
 
 .PHONY: panels
 panels: ## bin/panels.html: every panel of the dashboards, drawn from a Prometheus that watches a whole stack at work
@@ -118,7 +118,7 @@ sbom: build ## bin/certmill.cdx.json: every module in the binary (CycloneDX)
 chaos: deps build ## break the service on purpose for three minutes and judge what it kept; SEED=… repeats a run
 	$(BIN) chaos $(if $(SEED),--seed $(SEED))
 
-failpoints: deps ## kill gateways and signers at every stop of a request's walk; nothing may be lost
+failpoints: deps build ## kill gateways and signers at every stop of a request's walk; nothing may be lost
 	CERTMILL_ALL_FAILPOINTS=1 $(GO) test -count=1 -v -timeout 9m -run TestReliability/nothing ./loadtest/chaos
 
 fuzz: ## every fuzz target for FUZZTIME (default 30s)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -77,7 +78,15 @@ func run(ctx context.Context) (err error) {
 		}
 		files = append(files, more...)
 	}
-	return merge(ctx, *out, files)
+	merged := filepath.Join(work, "merged.pgo")
+	if err := merge(ctx, merged, files); err != nil {
+		return err
+	}
+	data, err := os.ReadFile(merged)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(*out, data, 0o644)
 }
 
 // recorder profiles the processes of a stack.
@@ -94,13 +103,16 @@ func (r *recorder) record(ctx context.Context, name string, load []string) (file
 	defer stop()
 	loaded := make(chan error, 1)
 	go func() {
-		_, err := r.stack.Load(ctx, append(load, "--profile", "short", "--lifetime", "24h", "--lifetime-less", "0.2", "-d", (r.each+around).String(), "--warmup", "1s")...)
+		run, err := r.stack.Load(ctx, append(load, "--profile", "short", "--lifetime", "24h", "--lifetime-less", "0.2", "-d", (r.each+around).String(), "--warmup", "1s")...)
+		if err == nil && (run.Failed > 0 || run.Ended != "") {
+			err = fmt.Errorf("the load %q is none to profile: %d requests failed; it ended early: %q", load, run.Failed, run.Ended)
+		}
 		loaded <- err
 	}()
 	select {
 	case <-time.After(around / 2):
 	case err := <-loaded:
-		return nil, err
+		return nil, cmp.Or(err, fmt.Errorf("the load %q ended before it was profiled", load))
 	}
 	errs := make([]error, len(profiled))
 	var all sync.WaitGroup
@@ -123,6 +135,8 @@ func (r *recorder) profile(ctx context.Context, process, file string) error {
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithTimeout(ctx, r.each+around)
+	defer stop()
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%.0f", address, r.each.Seconds()), nil)
 	if err != nil {
 		return err
