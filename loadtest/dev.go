@@ -8,19 +8,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/goccy/go-yaml"
-
 	"github.com/certmill/certmill/loadtest/observe"
 )
-
-// roleFile is the part of a role's configuration that tells where it is.
-type roleFile struct {
-	Listen     string `yaml:"listen"`
-	GRPCListen string `yaml:"grpc_listen"`
-	Telemetry  struct {
-		Listen string `yaml:"listen"`
-	} `yaml:"telemetry"`
-}
 
 // fillFromDev takes from the folder of a `certmill dev` stack what the flags leave
 // open.
@@ -36,15 +25,11 @@ func (o *options) fillFromDev() ([]observe.Role, error) {
 		return nil, err
 	}
 	var roles []observe.Role
-	found := map[string]roleFile{}
+	found := map[string]observe.RoleFile{}
 	for _, path := range files {
-		data, err := os.ReadFile(path)
+		f, err := observe.ReadRoleFile(path)
 		if err != nil {
 			return nil, err
-		}
-		var f roleFile
-		if err := yaml.Unmarshal(data, &f); err != nil { // the roles check these files strictly
-			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		process := strings.TrimSuffix(filepath.Base(path), ".yaml")
 		name := strings.TrimRight(process, "-0123456789")

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -103,9 +104,13 @@ func (r *recorder) record(ctx context.Context, name string, load []string) (file
 	defer stop()
 	loaded := make(chan error, 1)
 	go func() {
-		run, err := r.stack.Load(ctx, append(load, "--profile", "short", "--lifetime", "24h", "--lifetime-less", "0.2", "-d", (r.each+around).String(), "--warmup", "1s")...)
-		if err == nil && (run.Failed > 0 || run.Ended != "") {
-			err = fmt.Errorf("the load %q is none to profile: %d requests failed; it ended early: %q", load, run.Failed, run.Ended)
+		run, err := r.stack.Load(ctx, slices.Concat(load, stack.Certificates, []string{"-d", (r.each + around).String(), "--warmup", "1s"})...)
+		switch {
+		case err != nil:
+		case run.Ended != "":
+			err = fmt.Errorf("the load %q ended early: %s", load, run.Ended)
+		default:
+			err = stack.AllAnswered(run)
 		}
 		loaded <- err
 	}()

@@ -19,8 +19,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
+	"github.com/certmill/certmill/loadtest/observe"
 	"github.com/certmill/certmill/loadtest/report"
 )
 
@@ -112,6 +111,19 @@ func (s *Stack) Command(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// Certificates are the flags of Load that say what to ask for: what the shipped profile
+// `short` makes, for 24 hours.
+var Certificates = []string{"--profile", "short", "--lifetime", "24h", "--lifetime-less", "0.2"}
+
+// AllAnswered refuses a run in which requests failed: its rate is that of something
+// else.
+func AllAnswered(r *report.Run) error {
+	if r.Failed > 0 {
+		return fmt.Errorf("%d of %d requests failed: %s: %s", r.Failed, r.Failed+r.OK, r.Errors[0].Kind, r.Errors[0].Example)
+	}
+	return nil
+}
+
 // Load is one run of `certmill loadtest run` on the stack.
 func (s *Stack) Load(ctx context.Context, args ...string) (*report.Run, error) {
 	return Load(ctx, s.Binary, append([]string{"--dev", s.Dir}, args...)...)
@@ -152,17 +164,9 @@ func Result(data []byte) (*report.Result, error) {
 // gateway or signer-1.
 func (s *Stack) Operator(process string) (string, error) {
 	path := filepath.Join(s.Dir, "config", process+".yaml")
-	data, err := os.ReadFile(path)
+	f, err := observe.ReadRoleFile(path)
 	if err != nil {
 		return "", err
-	}
-	var f struct {
-		Telemetry struct {
-			Listen string `yaml:"listen"`
-		} `yaml:"telemetry"`
-	}
-	if err := yaml.Unmarshal(data, &f); err != nil {
-		return "", fmt.Errorf("%s: %w", path, err)
 	}
 	if f.Telemetry.Listen == "" {
 		return "", fmt.Errorf("%s names no telemetry.listen", path)

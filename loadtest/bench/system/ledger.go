@@ -90,7 +90,7 @@ func measureGrown(ctx context.Context, o *options, work string) (g *grown, err e
 	load := func(s *stack.Stack) (loaded, error) {
 		run, err := s.Load(ctx, certificates("--callers", strconv.Itoa(o.callers))...)
 		if err == nil {
-			err = allAnswered(run)
+			err = stack.AllAnswered(run)
 		}
 		if err != nil {
 			return loaded{}, err

@@ -14,7 +14,6 @@ import (
 	"github.com/certmill/certmill/deploy/local"
 	"github.com/certmill/certmill/loadtest/bench/cryptocost"
 	"github.com/certmill/certmill/loadtest/bench/stack"
-	"github.com/certmill/certmill/loadtest/report"
 	"github.com/certmill/certmill/signer/hsm"
 )
 
@@ -38,7 +37,7 @@ const (
 // certificates are the flags that say what to ask for. One answer in twenty is checked
 // in full, each for its serial.
 func certificates(args ...string) []string {
-	return append(args, "--profile", "short", "--lifetime", "24h", "--lifetime-less", "0.2", "-d", measured, "--warmup", warmup)
+	return slices.Concat(args, stack.Certificates, []string{"-d", measured, "--warmup", warmup})
 }
 
 // throughput lets the floor and the service take turns, so that what else the machine
@@ -68,7 +67,7 @@ func (b *bench) throughput(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := allAnswered(ours); err != nil {
+		if err := stack.AllAnswered(ours); err != nil {
 			return err
 		}
 		t.Rounds = append(t.Rounds, newRound(cost, yardstick, ours))
@@ -111,15 +110,6 @@ func openCrypto(ctx context.Context, path string) (*cryptocost.Bench, func() err
 	return c, func() error { return errors.Join(c.Close(), dir.Close(), os.Unsetenv("SOFTHSM2_CONF")) }, nil
 }
 
-// allAnswered refuses a run in which requests failed: its rate is that of something
-// else.
-func allAnswered(r *report.Run) error {
-	if r.Failed > 0 {
-		return fmt.Errorf("%d of %d requests failed: %s: %s", r.Failed, r.Failed+r.OK, r.Errors[0].Kind, r.Errors[0].Example)
-	}
-	return nil
-}
-
 // clients is how many connections the open loop has: so many requests may be under way at
 // one time before one waits for a connection, which an independent client would not.
 const clients = 128
@@ -159,7 +149,7 @@ func (b *bench) protocols(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if err := allAnswered(run); err != nil {
+			if err := stack.AllAnswered(run); err != nil {
 				return fmt.Errorf("%s: %w", w.name, err)
 			}
 			p := &b.Protocols[i]
@@ -178,7 +168,7 @@ func (b *bench) ocsp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := allAnswered(run); err != nil {
+	if err := stack.AllAnswered(run); err != nil {
 		return err
 	}
 	b.OCSP = &withOCSP{Rate: run.RateReached, CPU: 1000 * run.CPUPerUnit()}
