@@ -49,9 +49,9 @@ func Command() *cobra.Command {
 
 // addLoad registers the flags that say how much load.
 func addLoad(f *pflag.FlagSet, o *options) {
-	f.StringVarP(&o.schedule, "rate", "r", "", "open loop: requests per second as independent clients send them, or a schedule (see below)")
+	f.StringVarP(&o.schedule, "rate", "r", "", "open loop: requests per second as independent clients send them, or a schedule (above)")
 	f.IntVar(&o.callers, "callers", 0, "closed loop: so many callers, each with one request at a time")
-	f.IntVar(&o.repeat, "repeat", 1, "runs, for `compare` 5 or more")
+	f.IntVar(&o.repeat, "repeat", 1, "runs, for \"loadtest compare\" 5 or more")
 	f.DurationVar(&o.pause, "pause", 2*time.Second, "between the runs")
 	f.StringVar(&o.objective, "objective", "", `what is to be held, for example "p99<25ms,errors<0.1%"; exit code 8 if it is not`)
 	f.StringVar(&o.save, "save", "", "file for the certificates that are issued (PEM), for an OCSP run after it")
@@ -78,15 +78,15 @@ func runCommand() *cobra.Command {
 
 func run(c *cobra.Command, o *options) error {
 	if err := o.validate(); err != nil {
-		return err
+		return usage(err)
 	}
 	plan, err := o.plan()
 	if err != nil {
-		return err
+		return usage(err)
 	}
 	objective, err := report.ParseObjective(o.objective)
 	if err != nil {
-		return err
+		return usage(err)
 	}
 	planned := int64(0)
 	if plan != nil {
@@ -151,15 +151,15 @@ difference once in twenty times.`,
 		RunE: func(c *cobra.Command, args []string) error {
 			a, err := report.ReadFile(args[0])
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			b, err := report.ReadFile(args[1])
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			cmp, err := report.Compare(a, b)
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			cmp.A, cmp.B = named(a, args[0]), named(b, args[1])
 			if wantsJSON(c) {
@@ -193,7 +193,7 @@ func reportCommand() *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			r, err := report.ReadFile(args[0])
 			if err != nil {
-				return err
+				return usage(err)
 			}
 			if html != "" {
 				return r.WriteHTML(html)

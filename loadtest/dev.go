@@ -19,7 +19,7 @@ func (o *options) fillFromDev() ([]observe.Role, error) {
 	}
 	files, err := filepath.Glob(filepath.Join(o.dev, "config", "*.yaml"))
 	if err != nil || len(files) == 0 {
-		return nil, fmt.Errorf("%s holds no `certmill dev` stack: there is no config/*.yaml", o.dev)
+		return nil, usage(fmt.Errorf("--dev: %s holds no `certmill dev` stack: there is no config/*.yaml", o.dev))
 	}
 	if err := o.findTree(); err != nil {
 		return nil, err

@@ -37,13 +37,13 @@ commit. Nothing else than a dev stack is filled.`,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var err error
 			if cfg.Ledger, err = devLedger(dir); err != nil {
-				return err
+				return usage(err)
 			}
 			return runFill(c, cfg)
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&dir, "dev", "", "folder of the `certmill dev` stack")
+	f.StringVar(&dir, "dev", "", "folder of the \"certmill dev\" stack")
 	f.Int64Var(&cfg.Rows, "rows", 1_000_000, "certificates")
 	f.DurationVar(&cfg.Lifetime, "lifetime", 24*time.Hour, "lifetime of each")
 	f.DurationVar(&cfg.Over, "over", 4*24*time.Hour, "they were issued in so long a time until now; with 1h nearly all share a table partition with what is issued next")

@@ -62,7 +62,7 @@ client.key for clients, and with --statuses issuer.pem and serials.txt.`,
 
 func serveFloor(c *cobra.Command, cfg floor.Config) error {
 	if cfg.Statuses < 0 || cfg.Statuses > floor.MaxStatuses {
-		return fmt.Errorf("--statuses is 0 to %d", floor.MaxStatuses)
+		return usage(fmt.Errorf("--statuses is 0 to %d", floor.MaxStatuses))
 	}
 	if cfg.Dir == "" {
 		dir, err := os.MkdirTemp("", "certmill-floor-")
@@ -114,7 +114,7 @@ func (s *session) startFloor(ctx context.Context) error {
 		o.target, o.serials, o.issuer = "ocsp"+kind, filepath.Join(dir, "serials.txt"), filepath.Join(dir, "issuer.pem")
 		args = append(args, "--plain", "--statuses", fmt.Sprint(floorStatuses))
 	default:
-		return fmt.Errorf("there are floor, floor-get and floor-post, not %q", o.target)
+		return usage(fmt.Errorf("--target: there are floor, floor-get and floor-post, not %q", o.target))
 	}
 	cmd := exec.Command(args[0], args[1:]...) // not CommandContext: it is asked to end, after the last request
 	cmd.Stderr = os.Stderr

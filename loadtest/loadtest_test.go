@@ -191,6 +191,89 @@ func TestAMissedObjectiveHasItsExitCode(t *testing.T) {
 	}
 }
 
+// A run in which everything failed has measured nothing, and says why on the screen.
+func TestARunWithoutAnAnswerFails(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/problem+json")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"type":"urn:certmill:problem:denied","title":"denied","status":403,"detail":"not this\nname"}`)
+	}))
+	t.Cleanup(s.Close)
+	for _, load := range [][]string{{"--rate", "50"}, {"--callers", "2"}} {
+		out, err := certmill(t, "text", append([]string{"run", "--url", s.URL, "-d", "1s", "--warmup", "0s"}, load...)...)
+		if code(err) != exitFailed || !strings.Contains(err.Error(), "requests failed") || !strings.Contains(out, "the first:") ||
+			!strings.Contains(out, "not this name") || strings.Contains(out, "Inf") {
+			t.Errorf("%v: exit code %d, error %v\n%s", load, code(err), err, out)
+		}
+	}
+}
+
+func TestWrongUsageHasItsExitCode(t *testing.T) {
+	nowhere := filepath.Join(t.TempDir(), "nowhere")
+	broken := filepath.Join(t.TempDir(), "broken.json")
+	if err := os.WriteFile(broken, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"run --target floor", "--rate"},
+		{"run --target floor --rate 100 --callers 5", "--callers"},
+		{"run --target floor --rate foo", "foo"},
+		{"run --target nosuch --rate 100", "nosuch"},
+		{"run --target floor-nosuch --rate 100", "floor-nosuch"},
+		{"run --target floor --rate 100 -d 1s --warmup 3s", "--warmup"},
+		{"run --rate 100 --dev " + nowhere, nowhere},
+		{"run --rate 100 --url https://127.0.0.1:1 --ca " + nowhere, nowhere},
+		{"run --target floor --rate 100 --objective p99", "p99"},
+		{"run --target floor --rate 100 --watch gateway", "--watch"},
+		{"run --target floor --rate 100 --key-type p1", "p1"},
+		{"run --target ocsp-get --rate 100 --url http://127.0.0.1:1", "--serials"},
+		{"capacity --target floor --precision 2", "--precision"},
+		{"scale --target floor", "--hook"},
+		{"fill --dev " + nowhere, nowhere},
+		{"floor --statuses -1", "--statuses"},
+		{"compare " + nowhere + " " + broken, nowhere},
+		{"report " + broken, broken},
+		{"mesh --token-key k --target rest", "--target"},
+	} {
+		_, err := certmill(t, "text", strings.Fields(c.args)...)
+		if code(err) != exitUsage || !strings.Contains(fmt.Sprint(err), c.want) {
+			t.Errorf("loadtest %s: exit code %d, error %v, want %d and %q", c.args, code(err), err, exitUsage, c.want)
+		}
+	}
+}
+
+// A trial that missed only a percentile, or in which the generator was the limit, may have
+// met a bad moment of the machine; one that did not reach its rate has not.
+func TestWhichTrialsAreDoubtful(t *testing.T) {
+	find := &search{precision: 0.05, most: 1000}
+	if err := find.prepare(&options{duration: 2, timeout: 1, inFlight: 1, every: 1, repeat: 1, objective: "p99<10ms"}); err != nil {
+		t.Fatal(err)
+	}
+	run := func(reached float64, failed int64, limit bool) *report.Run {
+		r := &report.Run{}
+		r.RateAsked, r.RateReached, r.OK, r.Failed, r.Latency.P99 = 100, reached, 100-failed, failed, 20
+		r.Generator.Limit = limit
+		return r
+	}
+	for _, c := range []struct {
+		name string
+		run  *report.Run
+		want bool
+	}{
+		{"slow", run(100, 0, false), true},
+		{"not reached", run(50, 0, false), false},
+		{"not reached, by the generator's doing", run(50, 0, true), true},
+		{"errors", run(100, 20, false), false},
+	} {
+		if find.objective.Missed(&c.run.Summary) == nil {
+			t.Fatalf("%s: it holds", c.name)
+		}
+		if got := find.doubtful(c.run); got != c.want {
+			t.Errorf("%s: doubtful is %t", c.name, got)
+		}
+	}
+}
+
 func TestReuseEndsAClosedLoop(t *testing.T) {
 	out, err := certmill(t, "json", "run", "--target", "floor", "--callers", "2", "-d", "30s", "--warmup", "0s", "--csrs", "10", "--max-reuse", "3")
 	var r report.Result

@@ -61,7 +61,7 @@ func (s *session) measure(ctx context.Context, l load) (*report.Run, error) {
 	run.Generator = judge(run, l.plan == nil)
 	switch {
 	case ctx.Err() != nil:
-		run.Ended = "interrupted"
+		run.Ended = interruptedRun
 	case cfg.MaxCalls > 0 && w.asked.Load() >= cfg.MaxCalls*int64(w.batch):
 		run.Ended = fmt.Sprintf("every CSR has been used %d times (--max-reuse, --csrs)", s.o.maxReuse)
 	}
@@ -113,7 +113,7 @@ func judge(r *report.Run, closed bool) report.Generator {
 	g := report.Generator{Cores: r.Use.Own}
 	const late = 1.0 // ms
 	switch {
-	case !closed && r.Late.P99 > late && r.Late.P99 > r.Latency.P99/10:
+	case !closed && r.OK > 0 && r.Late.P99 > late && r.Late.P99 > r.Latency.P99/10:
 		g.Limit = true
 		g.Why = fmt.Sprintf("1 %% of the requests were sent %.3g ms late or more, which is %.0f %% of the p99", r.Late.P99, 100*r.Late.P99/r.Latency.P99)
 	case closed && r.Use.Own > 0.9*float64(runtime.GOMAXPROCS(0)):
@@ -253,13 +253,31 @@ func (e *exitError) Error() string { return e.text }
 // ExitCode is the process's exit code.
 func (e *exitError) ExitCode() int { return e.code }
 
-// The exit codes beside those of every command.
+// The exit codes beside those of every command, which exitFailed and exitUsage are.
 const (
+	exitFailed = 1
+	exitUsage  = 2
 	// ExitObjective: the objective was not held.
 	ExitObjective = 8
 	// ExitWrong: an answer was wrong. It outweighs a missed objective.
 	ExitWrong = 9
 )
+
+// usageError is a mistake in the command line, or in a file that it names.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// ExitCode is the process's exit code.
+func (usageError) ExitCode() int { return exitUsage }
+
+// usage makes err, if there is one, a mistake in the command line.
+func usage(err error) error {
+	if err == nil || interrupted(err) {
+		return err
+	}
+	return usageError{err}
+}
 
 // verdict turns a result into the command's error.
 func verdict(r *report.Result) error {
@@ -269,8 +287,28 @@ func verdict(r *report.Result) error {
 	case len(r.Missed) > 0:
 		return &exitError{ExitObjective, "the objective was not held: " + strings.Join(r.Missed, "; ")}
 	}
+	return nothingAnswered(r)
+}
+
+// nothingAnswered fails a result in which some run had no answer at all: it has measured
+// nothing.
+func nothingAnswered(r *report.Result) error {
+	for i := range r.Runs {
+		run := &r.Runs[i]
+		if run.OK > 0 || run.Ended == interruptedRun {
+			continue
+		}
+		why := "no request was answered"
+		if len(run.Errors) > 0 {
+			why = fmt.Sprintf("all %d requests failed; the first, %s: %s", run.Failed, run.Errors[0].Kind, run.Errors[0].Example)
+		}
+		return &exitError{exitFailed, why}
+	}
 	return nil
 }
+
+// interruptedRun is why a run ended that a person ended.
+const interruptedRun = "interrupted"
 
 func firstWrong(r *report.Result) string {
 	for i := range r.Runs {

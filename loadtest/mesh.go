@@ -65,7 +65,7 @@ func meshCommand() *cobra.Command {
 	f.DurationVar(&o.meant, "stands-for", 24*time.Hour, "the lifetime that it stands for")
 	f.IntVar(&o.csrs, "csrs", 0, "CSRs made for each agent before the clock starts (default: enough for half of the lifetime taken off by jitter)")
 	f.StringVarP(&o.target, "target", "t", "istio", "istio (CreateCertificate) or grpc (certmill's Issue)")
-	f.StringVar(&o.dev, "dev", "", "folder of a `certmill dev` stack to take addresses and credentials from")
+	f.StringVar(&o.dev, "dev", "", "folder of a \"certmill dev\" stack to take addresses and credentials from")
 	f.StringVar(&o.server.URL, "url", "", "host:port of the gateway's gRPC API")
 	f.StringVar(&o.server.CAFile, "ca", "", "roots for its certificate")
 	f.StringVar(&o.server.ServerName, "server-name", "", "the name in it")
@@ -86,10 +86,10 @@ func meshCommand() *cobra.Command {
 
 func runMesh(c *cobra.Command, o *meshOptions) error {
 	if o.agents < 1 || o.within < time.Second || o.rest < time.Second || o.lifetime < 2*time.Second || o.meant < o.lifetime {
-		return errors.New("--agents is at least 1, --within and --duration a second, --lifetime two seconds and not more than --stands-for")
+		return usage(errors.New("--agents is at least 1, --within and --duration a second, --lifetime two seconds and not more than --stands-for"))
 	}
 	if o.target != "istio" && o.target != "grpc" {
-		return errors.New("--target is istio or grpc")
+		return usage(errors.New("--target is istio or grpc"))
 	}
 	if _, err := o.fillFromDev(); err != nil {
 		return err

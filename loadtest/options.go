@@ -63,8 +63,8 @@ type options struct {
 
 // add registers the flags that every command under load has.
 func (o *options) add(f *pflag.FlagSet) {
-	f.StringVarP(&o.target, "target", "t", "rest", "what to put under load; `loadtest targets` lists what there is")
-	f.StringVar(&o.dev, "dev", "", "folder of a `certmill dev` stack: fills in addresses, credentials, roots and what to watch")
+	f.StringVarP(&o.target, "target", "t", "rest", "what to put under load; \"loadtest targets\" lists what there is")
+	f.StringVar(&o.dev, "dev", "", "folder of a \"certmill dev\" stack: fills in addresses, credentials, roots and what to watch")
 	s := &o.server
 	f.StringVarP(&s.URL, "url", "u", "", "address of the target: https://host:port, for gRPC host:port")
 	f.StringVar(&s.CAFile, "ca", "", "roots for the target's TLS certificate (PEM)")

@@ -56,7 +56,7 @@ The number of signers is set in one of three ways:
 
 func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
 	if err := errors.Join(find.prepare(o), sc.validate(o.dev)); err != nil {
-		return err
+		return usage(err)
 	}
 	s, err := open(c.Context(), o, plannedTrials(o, find), newView(c.ErrOrStderr(), o.every))
 	if err != nil {

@@ -69,7 +69,7 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 		}
 	}
 	if s.kind, err = target.Find(o.target); err != nil {
-		return s, err
+		return s, usage(fmt.Errorf("--target: %w", err))
 	}
 	if o.server.Connections == 0 {
 		o.server.Connections = s.kind.Connections
@@ -78,17 +78,17 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 		}
 	}
 	if s.target, err = s.kind.Open(o.server); err != nil {
-		return s, err
+		return s, usage(err)
 	}
 	s.closers = append(s.closers, s.target.Close)
 	if err := s.watch(ctx, roles); err != nil {
-		return s, err
+		return s, usage(err)
 	}
 	if err := s.prepare(ctx, planned); err != nil {
-		return s, err
+		return s, usage(err)
 	}
 	if s.saver, err = newSaver(o.save, o.saveMost); err != nil {
-		return s, err
+		return s, usage(err)
 	}
 	s.closers = append(s.closers, s.saver.close)
 	if w, ok := s.target.(target.Warmer); ok {

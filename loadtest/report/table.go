@@ -68,7 +68,10 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 		from = "closed loop: stalls are understated"
 	}
 	fmt.Fprintf(t, "latency\tp50 %.3g  p90 %.3g  p99 %.3g  p99.9 %.3g  max %.3g ms (%s)\n", l.P50, l.P90, l.P99, l.P999, l.Max, from)
-	fmt.Fprintf(t, "errors\t%d (%.3g%%)%s\n", r.Failed, 100*r.ErrorShare(), kinds(r))
+	fmt.Fprintf(t, "errors\t%d (%.3g%%)\n", r.Failed, 100*r.ErrorShare())
+	for _, e := range r.Errors[:min(6, len(r.Errors))] {
+		fmt.Fprintf(t, "  %s\t%d, the first: %s\n", e.Kind, e.Count, oneLine(e.Example))
+	}
 	for _, part := range r.breakdown() {
 		text := fmt.Sprintf("%.3g ms mean", part.mean)
 		if part.p99 > 0 {
@@ -97,14 +100,14 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	}
 }
 
-func kinds(r *Run) string {
-	var b strings.Builder
-	for i, e := range r.Errors {
-		if i < 6 {
-			fmt.Fprintf(&b, "  %s %d", e.Kind, e.Count)
-		}
+// oneLine makes what a server said fit into a line of a table.
+func oneLine(s string) string {
+	const most = 200 // characters
+	runes := []rune(strings.Join(strings.Fields(s), " "))
+	if len(runes) > most {
+		return string(runes[:most]) + "…"
 	}
-	return b.String()
+	return string(runes)
 }
 
 func (c *Capacity) write(t io.Writer, objective string) {
