@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -118,10 +119,14 @@ func plainLine(at time.Duration, s engine.Progress, sample report.Sample, wrong 
 		fmt.Sprintf("p50 %s  p99 %s  max %s", ms(p.Latency.P50), ms(p.Latency.P99), ms(p.Latency.Max)),
 		fmt.Sprintf("errors %d", s.Failed),
 	}
+	if len(s.Errors) > 0 {
+		parts[2] += " (" + errorsLine(s.Errors, ", ") + ")"
+	}
 	if wrong > 0 {
 		parts = append(parts, fmt.Sprintf("WRONG %d", wrong))
 	}
-	return strings.Join(append(parts, service(sample)...), "  ")
+	parts = append(parts, service(sample)...)
+	return strings.Join(append(parts, "cores: "+strings.Join(cores(sample), " ")), "  ")
 }
 
 func block(l load, at time.Duration, s engine.Progress, sample report.Sample, wrong int64) []string {
@@ -140,18 +145,19 @@ func block(l load, at time.Duration, s engine.Progress, sample report.Sample, wr
 		fmt.Sprintf("rate      asked %8.0f/s   reached %8.0f/s   so far %d", perSecond(p.Asked, p), perSecond(p.OK, p), s.OK),
 		fmt.Sprintf("now       p50 %9s  p90 %9s  p99 %9s  p99.9 %9s  max %9s", ms(p.Latency.P50), ms(p.Latency.P90), ms(p.Latency.P99), ms(p.Latency.P999), ms(p.Latency.Max)),
 		fmt.Sprintf("so far    p50 %9s  p90 %9s  p99 %9s  p99.9 %9s  max %9s", ms(s.Latency.P50), ms(s.Latency.P90), ms(s.Latency.P99), ms(s.Latency.P999), ms(s.Latency.Max)),
-		"errors    " + errorsLine(s.Errors),
+		"errors    " + errorsLine(s.Errors, "  "),
 	}
 	if parts := service(sample); len(parts) > 0 {
 		lines = append(lines, "service   "+strings.Join(parts, "   "))
 	}
+	lines = append(lines, "cores     "+strings.Join(cores(sample), "  "))
 	if wrong > 0 {
 		lines = append(lines, fmt.Sprintf("\x1b[1;31mWRONG ANSWERS: %d\x1b[0m", wrong))
 	}
 	return lines
 }
 
-func errorsLine(errors []engine.Failure) string {
+func errorsLine(errors []engine.Failure, between string) string {
 	if len(errors) == 0 {
 		return "none"
 	}
@@ -159,10 +165,10 @@ func errorsLine(errors []engine.Failure) string {
 	for _, e := range errors {
 		parts = append(parts, fmt.Sprintf("%s %d", e.Kind, e.Count))
 	}
-	return strings.Join(parts, "  ")
+	return strings.Join(parts, between)
 }
 
-// service says what the service and the machine told of themselves.
+// service says how full the service is.
 func service(s report.Sample) []string {
 	var parts []string
 	if s.Waiting != nil {
@@ -174,13 +180,21 @@ func service(s report.Sample) []string {
 	if s.Busy != nil && s.Sessions != nil {
 		parts = append(parts, fmt.Sprintf("HSM %.0f/%.0f busy", *s.Busy, *s.Sessions))
 	}
-	var cpu []string
-	for _, name := range slices.Sorted(maps.Keys(s.Cores)) {
+	return parts
+}
+
+// cores says who uses how many: the generator, then the roles, the busiest first, which
+// a narrow terminal cuts off last.
+func cores(s report.Sample) []string {
+	cpu := []string{fmt.Sprintf("generator %.2f", s.Own)}
+	for _, name := range slices.SortedFunc(maps.Keys(s.Cores), func(a, b string) int {
+		return cmp.Or(cmp.Compare(s.Cores[b], s.Cores[a]), strings.Compare(a, b))
+	}) {
 		if s.Cores[name] >= 0.005 {
 			cpu = append(cpu, fmt.Sprintf("%s %.2f", name, s.Cores[name]))
 		}
 	}
-	return append(parts, "cores: "+strings.Join(append(cpu, fmt.Sprintf("generator %.2f", s.Own)), " "))
+	return cpu
 }
 
 // ms writes milliseconds with three digits.

@@ -34,7 +34,7 @@ func TestALineOnAPlainOutputEverySoOften(t *testing.T) {
 	if len(lines) != 2 || strings.Contains(out.String(), "\x1b") {
 		t.Fatalf("%d lines in 12 seconds:\n%q", len(lines), out.String())
 	}
-	for _, want := range []string{"5s", "asked 500/s", "reached 480/s", "p50 5 ms", "p99 21 ms", "errors 9", "waiting 12", "queued 3", "HSM 7/8 busy", "gateway 0.42 signer 0.63", "generator 0.31"} {
+	for _, want := range []string{"5s", "asked 500/s", "reached 480/s", "p50 5 ms", "p99 21 ms", "errors 9 (overloaded 7, timeout 2)", "waiting 12", "queued 3", "HSM 7/8 busy", "cores: generator 0.31 signer 0.63 gateway 0.42"} {
 		if !strings.Contains(lines[0], want) {
 			t.Errorf("%q is missing in %q", want, lines[0])
 		}
@@ -75,5 +75,19 @@ func TestTheViewOnATerminalStaysInPlace(t *testing.T) {
 	v.clear()
 	if out.Len() == 0 {
 		t.Error("the view stays when the run is over")
+	}
+}
+
+func TestTheCPUOfAllFitsIntoTheView(t *testing.T) {
+	var out strings.Builder
+	v := newView(&out, time.Second)
+	v.terminal = true
+	l, s, sample := shown()
+	sample.Cores = map[string]float64{"certmill-dev": 0.12, "gateway": 0.42, "nats-server": 0.21, "ocsp presigner": 0.06, "ocsp responder": 0.02, "postgres": 0.35, "redis-server": 0.01, "signer": 0.63, "worker": 0.07}
+	v.show(l, 20*time.Second, s, sample, 0)
+	for _, want := range []string{"waiting 12", "queued 3", "HSM 7/8 busy", "generator 0.31  signer 0.63  gateway 0.42  postgres 0.35"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing in\n%s", want, out.String())
+		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net/http"
 	"slices"
@@ -37,15 +38,18 @@ type Config struct {
 	Tree int
 }
 
-// Sample is the state at one moment. CPU is in seconds since the start of each process.
+// Sample is the state at one moment.
 type Sample struct {
 	At time.Time
-	// CPU is by name of role or process; Own is the generator's.
+	// CPU is the seconds that the processes of each name are known to have used since the
+	// observer's first look, those that have ended included; Own is the generator's.
 	CPU map[string]float64
 	Own float64
 	// Machine is the CPU time that the machine has spent and Idle what it had left.
 	Machine, Idle float64
-	// RSS is in bytes, by name.
+	// RSS is the resident memory in bytes, by name. What processes of the tree may share,
+	// such as PostgreSQL's buffers, counts once for a name: as that of the process with the
+	// most of it. The exact share (smaps_rollup) takes milliseconds for each process.
 	RSS map[string]float64
 	// Gauges are those of the service; NaN where no role has them.
 	Gauges Gauges
@@ -68,6 +72,8 @@ type Observer struct {
 	cfg       Config
 	client    *http.Client
 	processes forest
+	ledger    ledger
+	last      moment // of the look before
 
 	mu   sync.Mutex
 	told []map[string]float64 // what each role last said; nil where it did not answer
@@ -79,6 +85,7 @@ func New(cfg Config) *Observer {
 		cfg:    cfg,
 		client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}},
 		told:   make([]map[string]float64, len(cfg.Roles)),
+		last:   moment{math.Inf(1), math.Inf(1)},
 	}
 	if cfg.Tree != 0 {
 		o.Follow(cfg.Tree)
@@ -149,8 +156,8 @@ func (o *Observer) Sample(ctx context.Context) Sample {
 	return o.Glance(ctx)
 }
 
-// Glance is a cheaper Sample, in which a process that has started in the last 10 s may be
-// missing unless another one has ended.
+// Glance is a cheaper Sample, in which a process may be missing that a program of several
+// threads has started in the last 10 s.
 func (o *Observer) Glance(ctx context.Context) Sample {
 	if o.cfg.Tree == 0 {
 		var all sync.WaitGroup
@@ -159,19 +166,47 @@ func (o *Observer) Glance(ctx context.Context) Sample {
 		}
 		all.Wait()
 	}
-	s := Sample{At: time.Now(), CPU: map[string]float64{}, RSS: map[string]float64{}, Gauges: noGauges()}
+	s := Sample{At: time.Now(), RSS: map[string]float64{}, Gauges: noGauges()}
+	now := moment{sinceBoot(), float64(s.At.UnixMilli()) / 1e3}
 	s.Own = ownCPU()
 	s.Machine, s.Idle = machineCPU()
 	o.mu.Lock()
 	for i, told := range o.told {
-		s.add(o.cfg.Roles[i].Name, told, o.cfg.Tree == 0)
+		s.addGauges(told)
+		if o.cfg.Tree == 0 {
+			o.addRole(&s, i, told)
+		}
 	}
 	o.mu.Unlock()
-	for _, p := range o.processes.look(s.At) {
-		s.CPU[p.name] += p.cpu
-		s.RSS[p.name] += p.rss
-	}
+	o.addProcesses(&s, o.processes.look(s.At))
+	s.CPU = maps.Clone(o.ledger.used)
+	o.last = now
 	return s
+}
+
+// addRole takes in what a role says of its process.
+func (o *Observer) addRole(s *Sample, i int, told map[string]float64) {
+	name := o.cfg.Roles[i].Name
+	if cpu, ok := told[processCPU]; ok {
+		started := told[processStart]
+		o.ledger.enter(name, identity{-1 - i, started}, cpu, started >= o.last.unix-roleStep)
+	}
+	if rss, ok := told[processRSS]; ok {
+		s.RSS[name] += rss
+	}
+}
+
+// addProcesses takes in processes of the tree.
+func (o *Observer) addProcesses(s *Sample, processes []process) {
+	shared := map[string]float64{}
+	for _, p := range processes {
+		o.ledger.enter(p.name, identity{p.pid, p.started}, p.cpu, p.started >= o.last.boot-kernelStep)
+		s.RSS[p.name] += p.rss - p.shared
+		shared[p.name] = max(shared[p.name], p.shared)
+	}
+	for name, v := range shared {
+		s.RSS[name] += v
+	}
 }
 
 func noGauges() Gauges {
@@ -190,8 +225,9 @@ func (g *Gauges) byMetric() map[string]*float64 {
 
 // The metrics of a process by the conventions of Prometheus.
 const (
-	processCPU = "process_cpu_seconds_total"
-	processRSS = "process_resident_memory_bytes"
+	processCPU   = "process_cpu_seconds_total"
+	processRSS   = "process_resident_memory_bytes"
+	processStart = "process_start_time_seconds"
 )
 
 // wanted are the first letters of all that is read of a role's metrics.
@@ -251,17 +287,8 @@ func (o *Observer) Check(ctx context.Context) error {
 	return nil
 }
 
-// add takes one role's metrics in. CPU and memory come from its process where the
-// process tree is watched.
-func (s *Sample) add(name string, told map[string]float64, process bool) {
-	if process {
-		if v, ok := told[processCPU]; ok {
-			s.CPU[name] += v
-		}
-		if v, ok := told[processRSS]; ok {
-			s.RSS[name] += v
-		}
-	}
+// addGauges takes in the gauges of one role.
+func (s *Sample) addGauges(told map[string]float64) {
 	for metric, gauge := range s.Gauges.byMetric() {
 		v, ok := told[metric]
 		switch {
@@ -296,12 +323,11 @@ type RoleUse struct {
 	Cores float64 `json:"cores"`
 	// CPUSeconds is its CPU time.
 	CPUSeconds float64 `json:"cpu_seconds"`
-	// RSS is its resident memory in bytes at the end.
+	// RSS is its memory in bytes at the end; see Sample.
 	RSS float64 `json:"rss_bytes"`
 }
 
-// Between says what was used between two samples. Counters that went back, since a
-// process has started anew, count from 0.
+// Between says what was used between two samples of one observer.
 func Between(a, b Sample) Use {
 	d := b.At.Sub(a.At).Seconds()
 	if d <= 0 {
@@ -313,8 +339,8 @@ func Between(a, b Sample) Use {
 	}
 	for name, v := range b.CPU {
 		used := v - a.CPU[name]
-		if used < 0 {
-			used = v
+		if _, runs := b.RSS[name]; !runs && used == 0 {
+			continue // it had ended before
 		}
 		u.Roles = append(u.Roles, RoleUse{Name: name, CPUSeconds: used, Cores: used / d, RSS: b.RSS[name]})
 	}

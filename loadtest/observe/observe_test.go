@@ -3,12 +3,14 @@ package observe
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,7 +35,7 @@ func TestMetricsOfRolesAreAddedUp(t *testing.T) {
 	if want := (Gauges{Waiting: 14, Queued: 30, Busy: 3, Sessions: 8}); s.Gauges != want {
 		t.Errorf("gauges %+v, want %+v", s.Gauges, want)
 	}
-	if s.CPU["gateway"] != 25 || s.CPU["signer"] != 1 || s.RSS["signer"] != 1e6 {
+	if _, there := s.CPU["gateway"]; !there || s.RSS["signer"] != 1e6 {
 		t.Errorf("%v %v", s.CPU, s.RSS)
 	}
 	if _, there := s.CPU["gone"]; there {
@@ -104,15 +106,95 @@ func TestWatchAsksInTurnWhoHasSomethingToTell(t *testing.T) {
 
 func TestUseBetweenSamples(t *testing.T) {
 	at := time.Now()
-	a := Sample{At: at, CPU: map[string]float64{"x": 10, "restarted": 50}, Own: 1, Machine: 100}
-	b := Sample{At: at.Add(4 * time.Second), CPU: map[string]float64{"x": 12, "restarted": 2, "new": 4}, RSS: map[string]float64{"x": 9}, Own: 3, Machine: 107}
+	a := Sample{At: at, CPU: map[string]float64{"x": 10, "ended": 50, "ended before": 7}, Own: 1, Machine: 100}
+	b := Sample{At: at.Add(4 * time.Second), CPU: map[string]float64{"x": 12, "ended": 52, "ended before": 7, "idle": 0, "new": 4}, RSS: map[string]float64{"x": 9, "idle": 1, "new": 2}, Own: 3, Machine: 107}
 	u := Between(a, b)
-	if u.Own != 0.5 || u.Machine != 1.75 || len(u.Roles) != 3 {
+	if u.Own != 0.5 || u.Machine != 1.75 || len(u.Roles) != 4 {
 		t.Fatalf("%+v", u)
 	}
-	for i, want := range []RoleUse{{"new", 1, 4, 0}, {"restarted", 0.5, 2, 0}, {"x", 0.5, 2, 9}} {
+	for i, want := range []RoleUse{{"ended", 0.5, 2, 0}, {"idle", 0, 0, 1}, {"new", 1, 4, 2}, {"x", 0.5, 2, 9}} {
 		if u.Roles[i] != want {
 			t.Errorf("%+v, want %+v", u.Roles[i], want)
 		}
+	}
+}
+
+// A role of several processes does not fall when one of them ends.
+func TestCPUIsThatOfEachProcessSinceTheLookBefore(t *testing.T) {
+	o := New(Config{})
+	at := time.Now()
+	look := func(second float64, processes ...process) Sample {
+		s := Sample{At: at.Add(time.Duration(second) * time.Second), RSS: map[string]float64{}}
+		for i := range processes {
+			processes[i].name = "postgres"
+		}
+		o.addProcesses(&s, processes)
+		s.CPU, o.last = maps.Clone(o.ledger.used), moment{boot: 1000 + second}
+		return s
+	}
+	samples := []Sample{
+		look(0, process{pid: 1, started: 10, cpu: 300}, process{pid: 2, started: 20, cpu: 500}),
+		look(1, process{pid: 1, started: 10, cpu: 300.5}, process{pid: 2, started: 20, cpu: 500.25}),
+		look(2, process{pid: 1, started: 10, cpu: 301}),                                                                                     // the second has ended
+		look(3, process{pid: 1, started: 10, cpu: 301}, process{pid: 2, started: 1002.5, cpu: 0.25}),                                        // another one with its pid
+		look(4, process{pid: 1, started: 10, cpu: 301}, process{pid: 2, started: 1002.5, cpu: 0.5}, process{pid: 3, started: 900, cpu: 80}), // seen late
+		look(5, process{pid: 1, started: 10, cpu: 301}, process{pid: 3, started: 900, cpu: 81}),
+		look(6), // none is left
+	}
+	total := 0.0
+	for i, want := range []float64{0.75, 0.5, 0.25, 0.25, 1, 0} {
+		got := 0.0
+		for _, r := range Between(samples[i], samples[i+1]).Roles {
+			got += r.Cores
+		}
+		if got != want {
+			t.Errorf("second %d: %g cores, want %g", i+1, got, want)
+		}
+		total += want
+	}
+	if all := Between(samples[0], samples[6]).Roles; len(all) != 1 || all[0].CPUSeconds != total {
+		t.Errorf("over all: %+v, want %g s", all, total)
+	}
+}
+
+func TestMemoryThatProcessesShareCountsOnce(t *testing.T) {
+	s := Sample{RSS: map[string]float64{}}
+	New(Config{}).addProcesses(&s, []process{{pid: 1, name: "postgres", rss: 140, shared: 130}, {pid: 2, name: "postgres", rss: 120, shared: 100}, {pid: 3, name: "signer", rss: 50, shared: 20}})
+	if s.RSS["postgres"] != 160 || s.RSS["signer"] != 50 {
+		t.Errorf("%v", s.RSS)
+	}
+}
+
+func TestARoleThatMissesALookOrStartsAnew(t *testing.T) {
+	var text atomic.Value
+	role := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, text.Load()) }))
+	defer role.Close()
+	steady := metrics(t, "process_cpu_seconds_total 400\n")
+	o := New(Config{Roles: []Role{{"gateway", role.URL}, {"gateway", steady}}})
+	defer o.Close()
+	look := func(metrics string) Sample {
+		text.Store(metrics)
+		return o.Sample(t.Context())
+	}
+	first := look("process_cpu_seconds_total 90\nprocess_start_time_seconds 5\n")
+	before := first
+	for i, c := range []struct {
+		metrics string
+		want    float64
+	}{
+		{"", 0}, // it does not answer
+		{"process_cpu_seconds_total 92\nprocess_start_time_seconds 5\n", 2},
+		{fmt.Sprintf("process_cpu_seconds_total 0.5\nprocess_start_time_seconds %d\n", time.Now().Unix()+1), 0.5},
+		{"process_cpu_seconds_total 30\n", 0}, // another one that runs for long
+		{"process_cpu_seconds_total 1\n", 1},  // does not say when it started
+	} {
+		now := look(c.metrics)
+		if used := now.CPU["gateway"] - before.CPU["gateway"]; used != c.want {
+			t.Errorf("look %d: %g s, want %g", i+1, used, c.want)
+		}
+		before = now
+	}
+	if used := Between(first, before).Roles[0].CPUSeconds; used != 3.5 {
+		t.Errorf("over all: %g s", used)
 	}
 }

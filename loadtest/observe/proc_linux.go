@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -49,11 +50,13 @@ func machineCPU() (busy, idle float64) {
 	return busy, idle
 }
 
-type process struct {
-	pid, parent int
-	name        string
-	cpu, rss    float64
-	started     float64 // ticks after the machine's start: tells two apart that had one pid
+// sinceBoot is the time that the starts of processes are told in.
+func sinceBoot() float64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return math.Inf(1)
+	}
+	return float64(t.Nano()) / 1e9
 }
 
 // A forest is processes with all their descendants.
@@ -63,9 +66,9 @@ type forest struct {
 	scanned time.Time // when the known were found; zero: they are not
 }
 
-// rescan is how old the list of processes may be while none of them ends. To find all
-// takes some milliseconds, for /proc has everybody's, and one that ends is what most
-// often brings a new one.
+// rescan is how old the list of processes may be while none of them ends and none is
+// seen to have started another. To find all takes some milliseconds, for /proc has
+// everybody's.
 const rescan = 10 * time.Second
 
 func (f *forest) follow(pid int) {
@@ -94,8 +97,34 @@ func (f *forest) look(now time.Time) []process {
 			p.name = before.name
 			f.known[pid] = p
 		}
+		if f.grown() {
+			f.scan(now)
+		}
 	}
-	return slices.Collect(maps.Values(f.known))
+	found := slices.Collect(maps.Values(f.known))
+	for i := range found {
+		found[i].rss, found[i].shared = memory(found[i].pid)
+	}
+	return found
+}
+
+// grown reports whether a known process has a child that is not known, such as a new
+// backend of PostgreSQL. It sees the children of first threads only, as a program of one
+// thread has them, and none where the kernel does not list them.
+func (f *forest) grown() bool {
+	for pid := range f.known {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+		if err != nil {
+			continue
+		}
+		for _, child := range strings.Fields(string(data)) {
+			n, err := strconv.Atoi(child)
+			if _, known := f.known[n]; err == nil && !known {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // scan finds the processes, each once.
@@ -125,8 +154,8 @@ func (f *forest) scan(now time.Time) {
 	f.known, f.scanned = found, now
 }
 
-// readProcess reads /proc/<pid>/stat (proc(5)). CPU includes that of children that
-// have ended and been waited for, such as PostgreSQL's backends.
+// readProcess reads /proc/<pid>/stat (proc(5)). CPU is without that of children that have
+// ended: each has counted for itself.
 func readProcess(path string) (process, bool) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -144,9 +173,16 @@ func readProcess(path string) (process, bool) {
 	pid, err := strconv.Atoi(strings.TrimSpace(string(data[:begin])))
 	return process{
 		pid: pid, parent: int(number(4)), name: string(data[begin+1 : end]),
-		cpu: (number(14) + number(15) + number(16) + number(17)) / ticks,
-		rss: number(24) * float64(os.Getpagesize()), started: number(22),
+		cpu: (number(14) + number(15)) / ticks, started: number(22) / ticks,
 	}, err == nil
+}
+
+// memory returns the resident and the shared memory of a process (/proc/<pid>/statm).
+func memory(pid int) (resident, shared float64) {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)) // without it: it has ended
+	f := append(strings.Fields(string(data)), "", "", "")
+	pages := func(s string) float64 { v, _ := strconv.ParseFloat(s, 64); return v * float64(os.Getpagesize()) }
+	return pages(f[1]), pages(f[2])
 }
 
 // nameOf is what a report calls a process: a certmill by its role, others by their

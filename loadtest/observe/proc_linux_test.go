@@ -2,11 +2,14 @@ package observe
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTheProcessTreeIsSeen(t *testing.T) {
@@ -78,5 +81,67 @@ func TestTheProcessTreeIsSeen(t *testing.T) {
 	}
 	if Here().Cores < 1 || Here().Kernel == "" {
 		t.Errorf("%+v", Here())
+	}
+}
+
+func TestAChildIsSeenByTheNextLook(t *testing.T) {
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d/children", os.Getpid(), os.Getpid())); err != nil {
+		t.Skip("this kernel does not list children")
+	}
+	shell := exec.Command("sh")
+	in, err := shell.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	o := New(Config{Tree: shell.Process.Pid})
+	defer func() {
+		for _, p := range o.processes.look(time.Time{}.Add(time.Hour)) {
+			if q, err := os.FindProcess(p.pid); err == nil {
+				_ = q.Kill()
+			}
+		}
+		_ = in.Close()
+		_ = shell.Wait()
+	}()
+	before := o.Sample(t.Context())
+	if _, err := io.WriteString(in, "yes >/dev/null &\n"); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(rescan / 2)
+	for {
+		now := o.Glance(t.Context())
+		if now.CPU["yes"] >= 0.1 {
+			if used := now.CPU["yes"] - before.CPU["yes"]; used > now.At.Sub(before.At).Seconds()+0.1 {
+				t.Errorf("%g s of CPU", used)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("it is not seen: %v", now.CPU)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func TestSharedMemoryIsToldFromTheProcesssOwn(t *testing.T) {
+	const size = 64 << 20
+	before, sharedBefore := memory(os.Getpid())
+	shared, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Munmap(shared) }()
+	for i := 0; i < size; i += 4096 {
+		shared[i] = 1
+	}
+	rss, of := memory(os.Getpid())
+	if of-sharedBefore < 0.9*size || of-sharedBefore > 1.1*size || rss < before+size/2 || rss < of {
+		t.Errorf("resident %g, then %g; shared %g, then %g", before, rss, sharedBefore, of)
+	}
+	if rss, of := memory(1 << 30); rss != 0 || of != 0 {
+		t.Error("a process that does not run has memory")
 	}
 }

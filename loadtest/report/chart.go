@@ -5,6 +5,7 @@ import (
 	"html"
 	"html/template"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -20,12 +21,16 @@ type chart struct {
 	// steps makes the x axis one of few numbers, each with its tick.
 	steps  []float64
 	series []series
+	// until makes the x axis that of time, from 0 to here.
+	until float64
 	// warmup shades x from 0 to here.
 	warmup float64
+	// whole is true where y counts something that cannot be halved.
+	whole  bool
 	format func(float64) string // of y
 }
 
-// series is one line, area or set of dots.
+// series is one line, area or set of dots. A y that is not a number is a gap in a line.
 type series struct {
 	name string
 	x, y []float64
@@ -75,7 +80,7 @@ func (c *chart) HTML() template.HTML {
 
 func (c *chart) hasPoints() bool {
 	for _, s := range c.series {
-		if len(s.x) > 0 {
+		if slices.ContainsFunc(s.y, func(y float64) bool { return !math.IsNaN(y) }) {
 			return true
 		}
 	}
@@ -126,18 +131,18 @@ func (c *chart) axes() axes {
 	for _, s := range c.series {
 		for i := range s.x {
 			a.x0, a.x1 = math.Min(a.x0, s.x[i]), math.Max(a.x1, s.x[i])
-			if y := s.y[i]; !c.yLog || y > 0 {
+			if y := s.y[i]; y > 0 || !c.yLog && !math.IsNaN(y) {
 				a.y0, a.y1 = math.Min(a.y0, y), math.Max(a.y1, y)
 			}
 		}
 	}
-	if !c.quantiles && c.steps == nil && c.xLabel == "s" {
-		a.x0 = 0 // time begins with the run
+	if c.until > 0 {
+		a.x0, a.x1 = 0, c.until
 	}
 	for _, s := range c.series {
 		if s.dots && len(s.x) > 0 { // a dot at the edge would be cut in half
 			pad := (a.x1 - a.x0) * 0.04
-			a.x0, a.x1 = a.x0-pad, a.x1+pad
+			a.x0, a.x1 = math.Max(a.x0-pad, 0), a.x1+pad
 			break
 		}
 	}
@@ -160,8 +165,14 @@ func (c *chart) axes() axes {
 			}
 		}
 	default:
-		step := niceStep(math.Max(a.y1, 1e-9) / 4)
-		a.y0, a.y1 = 0, step*math.Ceil(math.Max(a.y1, 1e-9)/step)
+		step := 1.0 // of what is 0 throughout
+		if a.y1 > 0 {
+			step = niceStep(a.y1 / 4)
+		}
+		if c.whole {
+			step = math.Max(step, 1)
+		}
+		a.y0, a.y1 = 0, step*math.Max(math.Ceil(a.y1/step), 1)
 		for i := 0; float64(i)*step <= a.y1*1.001; i++ {
 			a.yTicks = append(a.yTicks, float64(i)*step)
 		}
@@ -181,7 +192,7 @@ func niceStep(v float64) float64 {
 }
 
 func (c *chart) grid(b *strings.Builder, a axes) {
-	if c.warmup > a.x0 {
+	if c.warmup > 0 {
 		fmt.Fprintf(b, `<rect class="warmup" x="%.1f" y="%g" width="%.1f" height="%g"><title>warm-up, not counted</title></rect>`,
 			a.px(a.x0), top, a.px(math.Min(c.warmup, a.x1))-a.px(a.x0), height-top-bottom)
 	}
@@ -189,9 +200,10 @@ func (c *chart) grid(b *strings.Builder, a axes) {
 		fmt.Fprintf(b, `<line class="grid" x1="%g" x2="%g" y1="%.1f" y2="%.1f"/><text class="tick" x="%g" y="%.1f" text-anchor="end">%s</text>`,
 			left, width-right, a.py(y), a.py(y), left-7, a.py(y)+4, c.show(y))
 	}
+	const character = 7.0 // at most, of a tick's text
 	for _, t := range c.xTicks(a) {
 		fmt.Fprintf(b, `<line class="tickmark" x1="%.1f" x2="%.1f" y1="%g" y2="%g"/><text class="tick" x="%.1f" y="%g" text-anchor="middle">%s</text>`,
-			a.px(t.at), a.px(t.at), height-bottom, height-bottom+4, a.px(t.at), height-bottom+17, html.EscapeString(t.text))
+			a.px(t.at), a.px(t.at), height-bottom, height-bottom+4, math.Min(a.px(t.at), width-character*float64(len(t.text))/2), height-bottom+17, html.EscapeString(t.text))
 	}
 	fmt.Fprintf(b, `<text class="axis" x="%g" y="%g" text-anchor="end">%s</text>`, width-right, height-4, html.EscapeString(c.xLabel))
 	fmt.Fprintf(b, `<text class="axis" x="%g" y="12">%s</text>`, left, html.EscapeString(c.yLabel))
@@ -297,18 +309,25 @@ func drawLine(b *strings.Builder, a axes, s series) {
 		}
 		return
 	}
+	there := func(k int) bool { return k >= 0 && k < len(s.y) && !math.IsNaN(s.y[k]) }
 	var d strings.Builder
 	for k := range s.x {
-		fmt.Fprintf(&d, "%s%.1f %.1f", move(k), a.px(s.x[k]), a.py(s.y[k]))
+		switch {
+		case !there(k):
+		case there(k - 1):
+			fmt.Fprintf(&d, "L%.1f %.1f", a.px(s.x[k]), a.py(s.y[k]))
+		default:
+			fmt.Fprintf(&d, "M%.1f %.1f", a.px(s.x[k]), a.py(s.y[k]))
+			if !there(k + 1) { // no line
+				fmt.Fprintf(b, `<circle class="point %s" cx="%.1f" cy="%.1f" r="3"/>`, s.class, a.px(s.x[k]), a.py(s.y[k]))
+			}
+		}
 	}
 	class := "plot " + s.class
 	if s.dashed {
 		class += " dashed"
 	}
 	fmt.Fprintf(b, `<path class="%s" d="%s"/>`, class, d.String())
-	if len(s.x) == 1 {
-		fmt.Fprintf(b, `<circle class="point %s" cx="%.1f" cy="%.1f" r="3"/>`, s.class, a.px(s.x[0]), a.py(s.y[0]))
-	}
 }
 
 // maxReadout bounds the columns that tell their values under the pointer.
@@ -353,6 +372,9 @@ func (c *chart) tell(x float64) string {
 				continue
 			}
 			v := s.y[k]
+			if math.IsNaN(v) {
+				break
+			}
 			if s.stacked {
 				v, below[x] = v-below[x], v
 			}

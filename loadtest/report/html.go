@@ -22,12 +22,21 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	"n":     group,
 	"pct":   func(v float64) string { return fmt.Sprintf("%.3g %%", 100*v) },
 	"f2":    func(v float64) string { return fmt.Sprintf("%.2f", v) },
+	"lines": lines,
+	"text":  func(s string) template.HTML { return lines([]string{s}) },
 	"join":  func(s []string) string { return strings.Join(s, ", ") },
 	"add":   func(a, b int) int { return a + b },
 	"mb":    func(v float64) string { return fmt.Sprintf("%.0f MB", v/1e6) },
 	"when":  func(t time.Time) string { return t.UTC().Format("2 January 2006, 15:04 UTC") },
 	"secs":  func(v float64) string { return (time.Duration(v * float64(time.Second))).String() },
 }).Parse(page))
+
+// lines sets texts apart, each of them and each line of theirs: errors that were joined
+// are several lines.
+func lines(texts []string) template.HTML {
+	text := strings.TrimSpace(strings.Join(texts, "\n"))
+	return template.HTML(strings.ReplaceAll(template.HTMLEscapeString(text), "\n", "<br>")) //nolint:gosec // escaped
+}
 
 // WriteHTML writes the report as one HTML file that loads nothing.
 func (r *Result) WriteHTML(path string) error {
@@ -104,7 +113,7 @@ func (v *view) Examples() []template.HTML {
 	var out []template.HTML
 	for i := range v.Runs {
 		for _, e := range v.Runs[i].Checks.Examples {
-			out = append(out, template.HTML("<b>"+template.HTMLEscapeString(e.Why)+"</b> "+template.HTMLEscapeString(e.Request)+ //nolint:gosec // escaped
+			out = append(out, template.HTML("<b>"+string(lines([]string{e.Why}))+"</b> "+template.HTMLEscapeString(e.Request)+ //nolint:gosec // escaped
 				"<pre>"+template.HTMLEscapeString(e.Evidence)+"</pre>"))
 		}
 	}

@@ -3,12 +3,14 @@ package report
 import (
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -142,7 +144,7 @@ func TestTheTableSaysWhatCounts(t *testing.T) {
 	if err := sample().WriteTable(&b); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"1997 certificates/s (asked 2001/s)", "p50 4.1  p90 9.7  p99 61  p99.9 910  max 1.21e+03 ms (from due)", "462 (0.201%)  overloaded 420  timeout 42",
+	for _, want := range []string{"1997 certificates/s (asked 2001/s)", "p50 4.1  p90 9.7  p99 61  p99.9 910  max 1210 ms (from due)", "462 (0.201%)", "420, the first: the gateway is full", "42, the first: i/o timeout",
 		"hsm", "network and client", "0.626 ms for each", "NOT HELD: p99 is 61 ms, bound 25 ms"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, b.String())
@@ -187,5 +189,92 @@ func TestAnEmptyRunIsReportedToo(t *testing.T) {
 	r.Runs = []Run{{Summary: engine.Summary{Asked: 10, Failed: 10, Errors: []engine.Failure{{Kind: "connect", Count: 10}}, Series: []engine.Point{{Seconds: 1, Asked: 10, Failed: 10, Errors: map[string]int64{"connect": 10}}}}}}
 	if text := written(t, "empty.html", r); strings.Contains(text, "NaN") || strings.Contains(text, "Inf") || !strings.Contains(text, "no data") {
 		t.Error("a run without an answer breaks the report")
+	}
+}
+
+// drawn returns the plot of a title.
+func drawn(t *testing.T, charts []*chart, title string) string {
+	t.Helper()
+	for _, c := range charts {
+		if c.title == title {
+			return string(c.HTML())
+		}
+	}
+	t.Fatalf("no plot %q", title)
+	return ""
+}
+
+var xTick = regexp.MustCompile(`<text class="tick" x="([0-9.]+)" y="231" text-anchor="middle">([^<]*)<`)
+
+func TestAllPlotsOverTimeHaveOneXAxisAndAnOutageIsSeen(t *testing.T) {
+	r := sample()
+	run := &r.Runs[0]
+	for i := range run.Series {
+		p := &run.Series[i]
+		if i >= 40 && i < 50 || i >= 80 { // nothing is answered, for a while and at the end
+			p.Failed, p.OK, p.Latency, p.Phases, p.Errors = p.Asked, 0, engine.Quantiles{}, nil, map[string]int64{"timeout": p.Asked}
+		}
+	}
+	written(t, "outage.html", r)
+	want := ""
+	for _, c := range run.charts(r.Plan) {
+		if c.quantiles {
+			continue
+		}
+		ticks := fmt.Sprint(xTick.FindAllString(string(c.HTML()), -1))
+		if want == "" {
+			want = ticks
+		}
+		if ticks != want || !strings.Contains(ticks, ">120<") {
+			t.Errorf("%s: %s", c.title, ticks)
+		}
+	}
+	latency := drawn(t, run.charts(r.Plan), "Latency over time")
+	for _, path := range regexp.MustCompile(`<path class="plot [^"]*" d="([^"]*)"`).FindAllStringSubmatch(latency, -1) {
+		if n := strings.Count(path[1], "M"); n != 2 {
+			t.Errorf("a line of %d pieces where an outage is in the middle", n)
+		}
+	}
+}
+
+func TestAxesAreLabelledSensibly(t *testing.T) {
+	r := sample()
+	zero := 0.0
+	for i := range r.Runs[0].Samples {
+		r.Runs[0].Samples[i].Waiting, r.Runs[0].Samples[i].Queued = &zero, &zero
+	}
+	r.Runs[0].Curve = r.Runs[0].Curve[:31] // up to 99.9 %
+	r.Runs[0].ServiceCurve = r.Runs[0].ServiceCurve[:31]
+	r.Capacity = &Capacity{Rate: 100, Trials: []Trial{
+		{Rate: 1, Held: true, Latency: engine.Quantiles{P99: 3}}, {Rate: 2000, Latency: engine.Quantiles{P99: 300}}}}
+	written(t, "axes.html", r)
+	charts := r.Runs[0].charts(r.Plan)
+	queue := drawn(t, charts, "Queue")
+	if ticks := regexp.MustCompile(`text-anchor="end">([^<]*)<`).FindAllStringSubmatch(queue, -1); len(ticks) != 3 || ticks[0][1] != "0" || ticks[1][1] != "1" {
+		t.Errorf("a queue that is empty: %q", ticks)
+	}
+	ticks := xTick.FindAllStringSubmatch(drawn(t, charts, "Latency distribution"), -1)
+	last := ticks[len(ticks)-1]
+	if at, err := strconv.ParseFloat(last[1], 64); err != nil || last[2] != "99.9 %" || at+3.5*float64(len(last[2])) > width {
+		t.Errorf("%q is cut off", last)
+	}
+	trials := string(r.Capacity.chart().HTML())
+	if strings.Contains(trials, ">-") || strings.Contains(trials, "warmup") {
+		t.Errorf("below 0 or a warm-up:\n%s", trials)
+	}
+}
+
+func TestJoinedErrorsAreSetApart(t *testing.T) {
+	r := sample()
+	run := &r.Runs[0]
+	run.Checks.Wrong = 1
+	run.Checks.Examples = []check.Wrong{{Request: "lt-1", Why: "the key is <another>\nthe name is missing"}}
+	run.Errors[0].Example = "first try\nsecond try"
+	r.Capacity = &Capacity{GaveWay: []string{"wrong: a\nb"}, Trials: []Trial{{Rate: 1, Missed: []string{"p99 is 300 ms, bound 25 ms", "errors is 2%, bound 1%"}}}}
+	text := written(t, "joined.html", r)
+	for _, want := range []string{"the key is &lt;another&gt;<br>the name is missing", "first try<br>second try", "wrong: a<br>b", "bound 25 ms<br>errors is 2%"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("%q is missing", want)
+		}
 	}
 }

@@ -41,7 +41,24 @@ func (r *Run) charts(p Plan) []*chart {
 			out = append(out, c)
 		}
 	}
+	for _, c := range out {
+		if !c.quantiles {
+			c.until = r.end()
+		}
+	}
 	return out
+}
+
+// end is where the plots over time end, all of them, in seconds.
+func (r *Run) end() float64 {
+	end := 0.0
+	for _, p := range r.Series {
+		end = max(end, p.At+p.Seconds)
+	}
+	for _, s := range r.Samples {
+		end = max(end, s.At)
+	}
+	return end
 }
 
 func (r *Run) rateChart(p Plan) *chart {
@@ -58,12 +75,19 @@ func (r *Run) rateChart(p Plan) *chart {
 }
 
 func (r *Run) latencyChart(p Plan) *chart {
-	points := slices.DeleteFunc(slices.Clone(r.Series), func(p engine.Point) bool { return p.Latency.Count == 0 })
+	of := func(name, class string, value func(engine.Quantiles) float64) series {
+		return line(name, class, r.Series, func(p engine.Point) float64 {
+			if p.Latency.Count == 0 {
+				return math.NaN()
+			}
+			return value(p.Latency)
+		})
+	}
 	return &chart{title: "Latency over time", note: latencyNote(p), xLabel: "s", yLabel: "ms", yLog: true, warmup: p.Warmup, series: []series{
-		line("max", "c5", points, func(p engine.Point) float64 { return p.Latency.Max }),
-		line("p99", "c3", points, func(p engine.Point) float64 { return p.Latency.P99 }),
-		line("p90", "c2", points, func(p engine.Point) float64 { return p.Latency.P90 }),
-		line("p50", "c1", points, func(p engine.Point) float64 { return p.Latency.P50 }),
+		of("max", "c5", func(q engine.Quantiles) float64 { return q.Max }),
+		of("p99", "c3", func(q engine.Quantiles) float64 { return q.P99 }),
+		of("p90", "c2", func(q engine.Quantiles) float64 { return q.P90 }),
+		of("p50", "c1", func(q engine.Quantiles) float64 { return q.P50 }),
 	}}
 }
 
@@ -71,7 +95,7 @@ func latencyNote(p Plan) string {
 	if p.Loop == "closed" {
 		return "From sent to answered. A closed loop asks less while the server stalls, so these figures understate stalls."
 	}
-	return "From the moment a request was due to its answer."
+	return "From the moment a request was due to its answer; a gap where nothing was answered."
 }
 
 func (r *Run) curveChart(p Plan) *chart {
@@ -108,7 +132,7 @@ func classOf(name string, i int) string {
 
 func (r *Run) phaseChart(p Plan) *chart {
 	c := &chart{title: "Where the time goes, over time", note: "Mean of each part, as the server states it (Server-Timing).", xLabel: "s", yLabel: "ms", warmup: p.Warmup}
-	points := slices.DeleteFunc(slices.Clone(r.Series), func(p engine.Point) bool { return len(p.Phases) == 0 })
+	points := r.Series // without an answer there is no part of it: 0
 	var names []string
 	total := false
 	for _, ph := range r.Phases {
@@ -200,7 +224,7 @@ func (r *Run) cpuChart(p Plan) *chart {
 }
 
 func (r *Run) queueChart(p Plan) *chart {
-	return &chart{title: "Queue", xLabel: "s", yLabel: "waiting", warmup: p.Warmup, series: []series{
+	return &chart{title: "Queue", xLabel: "s", yLabel: "waiting", whole: true, warmup: p.Warmup, series: []series{
 		r.gauge("calls in the gateways", "c2", func(s Sample) *float64 { return s.Waiting }),
 		r.gauge("messages in the queue", "c1", func(s Sample) *float64 { return s.Queued }),
 	}}
@@ -209,7 +233,7 @@ func (r *Run) queueChart(p Plan) *chart {
 func (r *Run) sessionChart(p Plan) *chart {
 	all := r.gauge("all", "c0", func(s Sample) *float64 { return s.Sessions })
 	all.dashed = true
-	return &chart{title: "HSM sessions", xLabel: "s", yLabel: "sessions", warmup: p.Warmup, series: []series{
+	return &chart{title: "HSM sessions", xLabel: "s", yLabel: "sessions", whole: true, warmup: p.Warmup, series: []series{
 		r.gauge("in use", "c3", func(s Sample) *float64 { return s.Busy }), all,
 	}}
 }
