@@ -65,10 +65,14 @@ func (w *work) do(ctx context.Context, call engine.Call) engine.Outcome {
 	return w.answered(r, a)
 }
 
+// answered leaves the look at the answer to when its time is taken.
 func (w *work) answered(r *target.Request, a target.Answer) engine.Outcome {
+	return engine.Outcome{OK: 1, Phases: a.Phases, Then: func() { w.look(r, a) }}
+}
+
+func (w *work) look(r *target.Request, a target.Answer) {
 	w.checker.Offer(r, a)
 	w.saver.offer(a)
-	return engine.Outcome{OK: 1, Phases: a.Phases}
 }
 
 func (w *work) doBatch(ctx context.Context, b target.Batcher, call engine.Call) engine.Outcome {
@@ -81,14 +85,20 @@ func (w *work) doBatch(ctx context.Context, b target.Batcher, call engine.Call) 
 	if err != nil {
 		return failed(w.batch, err)
 	}
-	var out engine.Outcome
-	for i, res := range results {
-		if res.Err != nil {
-			f := failed(1, res.Err)
-			out.Failed, out.Kind, out.Detail, out.Late = out.Failed+1, f.Kind, f.Detail, f.Late
+	out := engine.Outcome{Then: func() {
+		for i, res := range results {
+			if res.Err == nil {
+				w.look(rs[i], res.Answer)
+			}
+		}
+	}}
+	for _, res := range results {
+		if res.Err == nil {
+			out.OK++
 			continue
 		}
-		out.OK += w.answered(rs[i], res.Answer).OK
+		f := target.Classify(res.Err)
+		out.More = append(out.More, engine.Fault{Units: 1, Kind: f.Kind, Detail: f.Detail, Late: f.Late})
 	}
 	return out
 }

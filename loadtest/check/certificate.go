@@ -9,29 +9,43 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/certmill/certmill/loadtest/target"
 )
 
-// certificate checks an answer that holds a certificate.
-func (c *Checker) certificate(i item, chain [][]byte) error {
-	if len(chain) == 0 {
+// serial checks what every answer of an issuer must hold: a certificate with a serial of
+// its own.
+func (c *Checker) serial(a target.Answer) error {
+	if c.cfg.Issuer != nil {
+		return nil
+	}
+	found := chain(a, false)
+	if len(found) == 0 {
 		return errors.New("no certificate in the answer")
 	}
-	serial, err := Serial(chain[0])
+	serial, err := Serial(found[0])
 	if err != nil {
 		return err
 	}
 	if c.serials.Add(serial) {
 		return fmt.Errorf("serial %x was in an earlier answer of this run", serial)
 	}
-	if !i.full {
-		return nil
-	}
+	return nil
+}
+
+// certificate checks the rest of an answer whose serial is right.
+func (c *Checker) certificate(i item, chain [][]byte) (wrong, unmade error) {
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {
-		return fmt.Errorf("the certificate cannot be parsed: %w", err)
+		return fmt.Errorf("the certificate cannot be parsed: %w", err), nil
 	}
 	issuer, chainErr := c.chains.verify(leaf, chain[1:], i.at)
-	return errors.Join(c.key(leaf, i), c.names(leaf, i), c.lifetime(leaf, i.at), chainErr, c.row(leaf), c.newStatus(leaf, issuer))
+	noRow, rowUnmade := c.row(leaf)
+	notGood, statusUnmade := c.newStatus(leaf, issuer)
+	return errors.Join(c.key(leaf, i), c.names(leaf, i), c.lifetime(leaf, i.at), chainErr, noRow, notGood), errors.Join(rowUnmade, statusUnmade)
 }
 
 func (c *Checker) key(leaf *x509.Certificate, i item) error {
@@ -81,18 +95,22 @@ func (c *Checker) lifetime(leaf *x509.Certificate, at time.Time) error {
 	return nil
 }
 
-func (c *Checker) row(leaf *x509.Certificate) error {
+// row looks for the certificate in the ledger. That it is not found is wrong; that the
+// ledger could not be asked is not.
+func (c *Checker) row(leaf *x509.Certificate) (wrong, unmade error) {
 	if c.cfg.Row == nil {
-		return nil
+		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, 10*time.Second)
 	defer cancel()
 	der, err := c.cfg.Row(ctx, leaf.SerialNumber)
-	if err != nil {
-		return fmt.Errorf("looking for it in the ledger: %w", err)
+	switch {
+	case status.Code(err) == codes.NotFound:
+		return fmt.Errorf("looking for it in the ledger: %w", err), nil
+	case err != nil:
+		return nil, fmt.Errorf("looking for it in the ledger: %w", err)
+	case !bytes.Equal(der, leaf.Raw):
+		return errors.New("the ledger holds another certificate under this serial"), nil
 	}
-	if !bytes.Equal(der, leaf.Raw) {
-		return errors.New("the ledger holds another certificate under this serial")
-	}
-	return nil
+	return nil, nil
 }

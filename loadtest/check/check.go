@@ -4,8 +4,10 @@
 // Every certificate is looked at for being one and for its serial, which must be
 // unique. A stated share is checked in full: chain, key, names, lifetime, and where
 // asked for the ledger's row and the OCSP answer. Checks run beside the measured
-// requests, after their clock has stopped, and never drop one: when they fall behind,
-// callers wait, and the report shows it as the generator's limit.
+// requests, after their clock has stopped, and nobody waits for them: a full check for
+// which there is no room, or no time before the end, is left out and counted. One that
+// could not be made, since the ledger or the responder could not be asked, is counted
+// apart too: it says nothing about the answer.
 package check
 
 import (
@@ -14,9 +16,12 @@ import (
 	"encoding/pem"
 	"math/big"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/certmill/certmill/loadtest/engine"
 	"github.com/certmill/certmill/loadtest/target"
 )
 
@@ -35,10 +40,12 @@ type Config struct {
 	Names []string
 	// AnyNames leaves the names out.
 	AnyNames bool
-	// Row looks the certificate up where it should be stored; nil leaves it out.
+	// Row looks the certificate up where it should be stored; nil leaves it out. That there
+	// is none is an error with the gRPC code NotFound; others say that it could not look.
 	Row func(ctx context.Context, serial *big.Int) (der []byte, err error)
 	// Status fetches the OCSP answer of a new certificate; nil leaves it out. It is asked
-	// again until it is good or StatusWithin has passed.
+	// again until it is good or StatusWithin has passed. An error says that there was no
+	// answer.
 	Status       func(ctx context.Context, serial *big.Int, issuer *x509.Certificate) ([]byte, error)
 	StatusWithin time.Duration
 	// Issuer is whose OCSP answers are checked, for OCSP targets.
@@ -47,10 +54,21 @@ type Config struct {
 	Now func() time.Time
 }
 
+// Askers is how many full checks are made at one time where they wait for a ledger or a
+// responder.
+const Askers = 16
+
 const (
-	workers  = 2
+	workers  = 2 // where they do not
 	waiting  = 256
 	maxWrong = 20
+	// closing is how long Close waits: a little longer than the default of
+	// --check-ocsp-within.
+	closing = 6 * time.Second
+	// Of an answer that is no certificate, or a huge one, its first bytes are evidence.
+	maxEvidence = 16 << 10
+	quoted      = 512
+	maxWhy      = 1000 // characters
 )
 
 // Checker checks answers. It is safe for concurrent use.
@@ -71,7 +89,6 @@ type Checker struct {
 type item struct {
 	request *target.Request
 	answer  target.Answer
-	full    bool
 	at      time.Time
 }
 
@@ -82,6 +99,14 @@ type Summary struct {
 	Seen    int64   `json:"seen"`
 	Checked int64   `json:"checked"`
 	Share   float64 `json:"share"`
+	// Skipped is how many were to be checked in full and were not, since the checks were
+	// behind.
+	Skipped int64 `json:"skipped,omitempty"`
+	// Unmade is how many could not be checked in full, since the ledger or the responder
+	// could not be asked; what could be checked without them was. UnmadeWhy is why, of the
+	// first.
+	Unmade    int64  `json:"unmade,omitempty"`
+	UnmadeWhy string `json:"unmade_why,omitempty"`
 	// What lists what a full check covered.
 	What []string `json:"what"`
 	// Wrong is how many answers were wrong; Examples are the first of them.
@@ -95,7 +120,7 @@ type Summary struct {
 type Wrong struct {
 	Request string `json:"request"`
 	Why     string `json:"why"`
-	// Evidence is the answer in PEM.
+	// Evidence is the answer in PEM, or if it is no such its first 512 bytes, quoted.
 	Evidence string `json:"evidence,omitempty"`
 }
 
@@ -106,7 +131,11 @@ func New(cfg Config) *Checker {
 	}
 	c := &Checker{cfg: cfg, work: make(chan item, waiting), serials: NewSerialSet(), chains: newChains(cfg.Roots)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
-	for range workers {
+	n := workers
+	if cfg.Row != nil || cfg.Status != nil {
+		n = Askers
+	}
+	for range n {
 		c.done.Go(func() {
 			for i := range c.work {
 				c.look(i)
@@ -116,24 +145,42 @@ func New(cfg Config) *Checker {
 	return c
 }
 
-// Offer hands an answer over. It waits when the checks have fallen behind.
+// Offer looks at an answer's serial and hands it over to be checked in full if it is its
+// turn. It does not wait.
 func (c *Checker) Offer(r *target.Request, a target.Answer) {
+	i := item{r, a, c.cfg.Now()}
+	err := c.serial(a)
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.summary.Seen++
 	// Bresenham's way of picking a share: evenly, without chance.
 	c.offered += c.cfg.Share
 	full := c.offered >= 1
 	if full {
 		c.offered--
 	}
-	c.mu.Unlock()
-	c.work <- item{r, a, full, c.cfg.Now()}
+	switch {
+	case err != nil:
+		c.wrong(i, err)
+		if full {
+			c.summary.Checked++
+		}
+	case full:
+		select {
+		case c.work <- i:
+		default:
+			c.summary.Skipped++
+		}
+	}
 }
 
-// Close waits for the checks under way and returns what was found. Nothing may be
-// offered any more.
+// Close waits for the checks under way, but not for long, and returns what was found.
+// Nothing may be offered any more.
 func (c *Checker) Close() Summary {
 	close(c.work)
+	timer := time.AfterFunc(closing, c.cancel)
 	c.done.Wait()
+	timer.Stop()
 	c.cancel()
 	return c.Summary()
 }
@@ -175,39 +222,75 @@ func (c Config) what() []string {
 	return w
 }
 
+// look checks an answer in full.
 func (c *Checker) look(i item) {
-	var err error
-	evidence := pem.Block{Type: "OCSP RESPONSE", Bytes: i.answer.OCSP}
-	if c.cfg.Issuer != nil {
-		err = c.status(i)
-	} else {
-		chain := i.answer.DER
-		if chain == nil {
-			chain = decode(i.answer.PEM, i.full)
-		}
-		evidence = pem.Block{Type: "CERTIFICATE"}
-		if len(chain) > 0 {
-			evidence.Bytes = chain[0]
-		}
-		err = c.certificate(i, chain)
+	var wrong error
+	unmade := c.ctx.Err() // Close has waited long enough
+	if unmade == nil {
+		wrong, unmade = c.full(i)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.summary.Seen++
-	if i.full {
+	switch {
+	case wrong != nil:
 		c.summary.Checked++
+		c.wrong(i, wrong)
+	case unmade == nil:
+		c.summary.Checked++
+	case c.ctx.Err() != nil:
+		c.summary.Skipped++
+	default:
+		if c.summary.Unmade++; c.summary.UnmadeWhy == "" {
+			c.summary.UnmadeWhy = printable(unmade)
+		}
 	}
-	if err == nil {
-		return
+}
+
+// full returns what is wrong with an answer, and why the check could not be made whole.
+func (c *Checker) full(i item) (wrong, unmade error) {
+	if c.cfg.Issuer != nil {
+		return c.status(i), nil
 	}
+	return c.certificate(i, chain(i.answer, true))
+}
+
+// wrong counts a wrong answer. c.mu is held.
+func (c *Checker) wrong(i item, why error) {
 	c.summary.Wrong++
 	if len(c.summary.Examples) < maxWrong {
-		w := Wrong{Request: i.request.ID, Why: err.Error()}
-		if len(evidence.Bytes) > 0 {
-			w.Evidence = string(pem.EncodeToMemory(&evidence))
-		}
-		c.summary.Examples = append(c.summary.Examples, w)
+		c.summary.Examples = append(c.summary.Examples, Wrong{Request: i.request.ID, Why: printable(why), Evidence: c.evidence(i.answer)})
 	}
+}
+
+// printable is an error for people: it may hold what a server said.
+func printable(err error) string {
+	return engine.Printable(strings.ReplaceAll(err.Error(), "\n", "; "), maxWhy)
+}
+
+// evidence is an answer as a report shows it.
+func (c *Checker) evidence(a target.Answer) string {
+	block, raw := pem.Block{Type: "OCSP RESPONSE", Bytes: a.OCSP}, a.OCSP
+	if c.cfg.Issuer == nil {
+		block, raw = pem.Block{Type: "CERTIFICATE"}, a.PEM
+		if found := chain(a, false); len(found) > 0 {
+			block.Bytes = found[0]
+		}
+		if a.DER != nil {
+			raw = block.Bytes
+		}
+	}
+	if n := len(block.Bytes); n > 0 && n <= maxEvidence {
+		return string(pem.EncodeToMemory(&block))
+	}
+	return strconv.Quote(string(raw[:min(len(raw), quoted)]))
+}
+
+// chain returns the certificates of an answer, in DER; all of them or at least the first.
+func chain(a target.Answer, all bool) [][]byte {
+	if a.DER != nil {
+		return a.DER
+	}
+	return decode(a.PEM, all)
 }
 
 // decode returns the first certificate, or all of them.

@@ -17,6 +17,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/crypto/ocsp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/certmill/certmill/loadtest/material"
 	"github.com/certmill/certmill/loadtest/target"
@@ -144,20 +146,20 @@ func TestLedgerRowAndOCSPAnswerAreAskedFor(t *testing.T) {
 	}
 	good, revoked := sign(ocsp.Good), sign(ocsp.Revoked)
 	row := func(context.Context, *big.Int) ([]byte, error) { return der, nil }
-	status := func(context.Context, *big.Int, *x509.Certificate) ([]byte, error) {
+	later := func(context.Context, *big.Int, *x509.Certificate) ([]byte, error) {
 		if asked++; asked == 1 {
 			return nil, errors.New("unauthorized: not there yet")
 		}
 		return good, nil
 	}
 	never := func(context.Context, *big.Int, *x509.Certificate) ([]byte, error) { return revoked, nil }
-	lost := func(context.Context, *big.Int) ([]byte, error) { return nil, errors.New("not found") }
+	lost := func(context.Context, *big.Int) ([]byte, error) { return nil, status.Error(codes.NotFound, "not found") }
 	other := func(context.Context, *big.Int) ([]byte, error) { return []byte("x"), nil }
 	for name, tc := range map[string]struct {
 		cfg  Config
 		want string
 	}{
-		"there":         {Config{Row: row, Status: status, StatusWithin: 10 * time.Second}, ""},
+		"there":         {Config{Row: row, Status: later, StatusWithin: 10 * time.Second}, ""},
 		"no row":        {Config{Row: lost}, "looking for it in the ledger"},
 		"another row":   {Config{Row: other}, "another certificate"},
 		"never is good": {Config{Status: never, StatusWithin: 50 * time.Millisecond}, "no good OCSP status within"},

@@ -11,27 +11,36 @@ import (
 	"golang.org/x/crypto/ocsp"
 )
 
-// newStatus waits until the new certificate's status is good.
-func (c *Checker) newStatus(leaf, issuer *x509.Certificate) error {
+// newStatus waits until the new certificate's status is good. If it is not in time, that
+// is wrong; that no answer came at last is not.
+func (c *Checker) newStatus(leaf, issuer *x509.Certificate) (wrong, unmade error) {
 	if c.cfg.Status == nil {
-		return nil
+		return nil, nil
 	}
 	if issuer == nil {
-		return errors.New("the answer holds no issuer to ask for the OCSP status of")
+		return nil, errors.New("the answer holds no issuer to ask for the OCSP status of")
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, c.cfg.StatusWithin)
 	defer cancel()
 	for {
 		der, err := c.cfg.Status(ctx, leaf.SerialNumber, issuer)
-		if err == nil {
-			err = goodStatus(der, leaf.SerialNumber, issuer, c.cfg.Now())
-		}
-		if err == nil {
-			return nil
+		switch {
+		case err == nil:
+			if wrong, unmade = goodStatus(der, leaf.SerialNumber, issuer, c.cfg.Now()), nil; wrong == nil {
+				return nil, nil
+			}
+		case ctx.Err() == nil || wrong == nil: // not only cut short after an answer
+			wrong, unmade = nil, err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("no good OCSP status within %s: %w", c.cfg.StatusWithin, err)
+			switch {
+			case c.ctx.Err() != nil:
+				return nil, c.ctx.Err()
+			case wrong != nil:
+				return fmt.Errorf("no good OCSP status within %s: %w", c.cfg.StatusWithin, wrong), nil
+			}
+			return nil, fmt.Errorf("no OCSP answer within %s: %w", c.cfg.StatusWithin, unmade)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
@@ -39,9 +48,6 @@ func (c *Checker) newStatus(leaf, issuer *x509.Certificate) error {
 
 // status checks an OCSP target's answer.
 func (c *Checker) status(i item) error {
-	if !i.full {
-		return nil
-	}
 	return goodStatus(i.answer.OCSP, i.request.Status.Serial, c.cfg.Issuer, i.at)
 }
 

@@ -38,8 +38,33 @@ type Outcome struct {
 	// Late says that the units failed by taking too long (a timeout), so that their
 	// time belongs into the latency: a server must not look fast by not answering.
 	Late bool
+	// More are failed units beside Failed, where those of one call failed differently.
+	More []Fault
 	// Phases is where the time went, if the server said so.
 	Phases []Phase
+	// Then, if set, is called once the outcome is recorded: the generator's own work with
+	// the answer, which belongs to no latency. It should be short, for its caller makes no
+	// other call meanwhile; what is sent late for it counts as the generator's doing.
+	Then func()
+}
+
+// Fault is failed units of a call with what was wrong with them, as in Outcome.
+type Fault struct {
+	Units        int
+	Kind, Detail string
+	Late         bool
+}
+
+// faults yields all failures of the call.
+func (o *Outcome) faults(yield func(Fault) bool) {
+	if o.Failed > 0 && !yield(Fault{Units: o.Failed, Kind: o.Kind, Detail: o.Detail, Late: o.Late}) {
+		return
+	}
+	for _, f := range o.More {
+		if !yield(f) {
+			return
+		}
+	}
 }
 
 // Kinds of failure that the engine itself gives.

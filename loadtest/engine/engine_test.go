@@ -5,11 +5,14 @@ import (
 	"errors"
 	"math"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"go.uber.org/goleak"
 
@@ -367,5 +370,92 @@ func TestTheSystemClockSleepsPrecisely(t *testing.T) {
 	SystemClock{}.SleepUntil(ctx, time.Now().Add(time.Hour))
 	if time.Since(began) > 10*time.Second {
 		t.Error("the end of the context did not end the sleep")
+	}
+}
+
+// What the generator does with an answer is no part of the answer's latency; calls that
+// wait for it are the generator's lateness, not held back by the service.
+func TestTheGeneratorsOwnWorkIsItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		busy := func(context.Context, Call) Outcome {
+			time.Sleep(time.Millisecond)
+			return Outcome{OK: 1, Then: func() { time.Sleep(14 * time.Millisecond) }}
+		}
+		rec := NewRecorder()
+		if err := Open(t.Context(), config(time.Second, 1), schedule.Constant(100, schedule.Even).Arrivals(1), busy, rec); err != nil {
+			t.Fatal(err)
+		}
+		s := rec.Snapshot(time.Now())
+		near(t, "open: service p50", s.Service.P50, 1, 0.01)
+		if s.HeldBack != 0 || s.Late.Max < 400 {
+			t.Errorf("%d calls held back by the service, lateness %+v", s.HeldBack, s.Late)
+		}
+		rec = NewRecorder()
+		if err := Closed(t.Context(), config(time.Second, 1), busy, rec); err != nil {
+			t.Fatal(err)
+		}
+		s = rec.Snapshot(time.Now())
+		near(t, "closed: latency max", s.Latency.Max, 1, 0.01)
+		near(t, "closed: calls", float64(s.OK), 67, 1)
+	})
+}
+
+func TestEachFailureOfACallCountsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mixed := func(context.Context, Call) Outcome {
+			time.Sleep(5 * time.Millisecond)
+			return Outcome{OK: 2, More: []Fault{
+				{Units: 1, Kind: "denied", Detail: "not this name"},
+				{Units: 1, Kind: KindTimeout, Detail: "too slow", Late: true},
+				{Units: 1, Kind: "denied", Detail: "nor this"},
+			}}
+		}
+		cfg := config(time.Second, 1)
+		cfg.Units, cfg.MaxCalls = 5, 1
+		rec := NewRecorder()
+		if err := Closed(t.Context(), cfg, mixed, rec); err != nil {
+			t.Fatal(err)
+		}
+		s := rec.Snapshot(time.Now())
+		want := []Failure{{Kind: "denied", Count: 2, Example: "not this name"}, {Kind: KindTimeout, Count: 1, Example: "too slow"}}
+		if s.OK != 2 || s.Failed != 3 || !slices.Equal(s.Errors, want) {
+			t.Errorf("%d answered, %d failed: %+v", s.OK, s.Failed, s.Errors)
+		}
+		if s.Latency.Count != 3 {
+			t.Errorf("%d units in the latency, want the two answers and the timeout", s.Latency.Count)
+		}
+		if p := s.Series[len(s.Series)-1]; p.Failed != 3 || p.Errors["denied"] != 2 || p.Errors[KindTimeout] != 1 {
+			t.Errorf("the last point: %+v", p)
+		}
+	})
+}
+
+func TestWhatAServerSaidIsPrintable(t *testing.T) {
+	rec := NewRecorder()
+	now := time.Now()
+	rec.begin(now, now, now.Add(time.Second))
+	rec.record(now, now, now, Outcome{Failed: 1, Kind: "http\x1b[2J", Detail: "\x1b]0;title\a" + strings.Repeat("\x00", 1000)})
+	rec.record(now, now, now, Outcome{OK: 1, Phases: []Phase{{Name: "sign\x1b[31m", Duration: time.Millisecond}}})
+	rec.finish(now.Add(time.Second))
+	s := rec.Snapshot(now.Add(time.Second))
+	e := s.Errors[0]
+	if e.Kind != `http\x1b[2J` || !strings.HasPrefix(e.Example, `\x1b]0;title\a\x00`) || utf8.RuneCountInString(e.Example) > 300 {
+		t.Errorf("%q: %q", e.Kind, e.Example)
+	}
+	if s.Phases[0].Name != `sign\x1b[31m` || s.Series[0].Errors[e.Kind] != 1 || s.Series[0].Phases[s.Phases[0].Name] != 1 {
+		t.Errorf("phases %+v, series %+v", s.Phases, s.Series)
+	}
+	for in, want := range map[string]string{
+		"":                  "",
+		"plain":             "plain",
+		"für\tzwei\n\u2028": "für zwei  ",
+		"\xff\u202ex":       `\xff…`,
+		"exactly ten":       "exactly t…",
+		"0123456789":        "0123456789",
+		"ééééééééééé":       "ééééééééé…",
+	} {
+		if got := Printable(in, 10); got != want {
+			t.Errorf("%q is made %q, want %q", in, got, want)
+		}
 	}
 }

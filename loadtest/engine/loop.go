@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/certmill/certmill/loadtest/schedule"
@@ -114,7 +115,8 @@ type open struct {
 	op      Op
 	rec     *Recorder
 	work    chan Call
-	started int // callers; owned by the pacing goroutine
+	started int          // callers; owned by the pacing goroutine
+	own     atomic.Int64 // how long the caller that came free last was at Outcome.Then
 	callers sync.WaitGroup
 }
 
@@ -136,10 +138,13 @@ func (o *open) hand(ctx context.Context, call Call) {
 		return
 	}
 	// Every caller waits for the service: what is late from here until one is free is
-	// the service's doing, not the generator's. Callers end by their deadlines, so
-	// this wait ends.
+	// the service's doing, unless that one was at the generator's own work for most of the
+	// time. Callers end by their deadlines, so this wait ends.
+	began := o.cfg.Clock.Now()
 	o.work <- call
-	o.rec.blockedUntil(o.cfg.Clock.Now())
+	if now := o.cfg.Clock.Now(); now.Sub(began) >= 2*time.Duration(o.own.Load()) {
+		o.rec.blockedUntil(now)
+	}
 }
 
 func (o *open) do(ctx context.Context, call Call) {
@@ -156,7 +161,14 @@ func (o *open) do(ctx context.Context, call Call) {
 	if ctx.Err() != nil && out.OK == 0 {
 		return
 	}
-	o.rec.record(call.Due, sent, o.cfg.Clock.Now(), out)
+	done := o.cfg.Clock.Now()
+	o.rec.record(call.Due, sent, done, out)
+	own := time.Duration(0)
+	if out.Then != nil {
+		out.Then()
+		own = o.cfg.Clock.Now().Sub(done)
+	}
+	o.own.Store(int64(own))
 }
 
 // Closed runs cfg.InFlight callers, each of which makes its next call when it has
@@ -185,6 +197,10 @@ func Closed(ctx context.Context, cfg Config, op Op, rec *Recorder) error {
 					return
 				}
 				rec.record(now, now, done, out)
+				if out.Then != nil {
+					out.Then()
+					done = cfg.Clock.Now()
+				}
 				now = done
 			}
 		})

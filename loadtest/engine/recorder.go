@@ -134,16 +134,17 @@ func (r *Recorder) record(due, sent, done time.Time, out Outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.advance(done)
-	timed := out.OK
-	if out.Late {
-		timed += out.Failed
+	timed, failed := out.OK, 0
+	for f := range out.faults {
+		failed += f.Units
+		if f.Late {
+			timed += f.Units
+		}
+		r.kinds[bounded(r.kinds, f.Kind)] += int64(f.Units)
 	}
 	r.current.ok += int64(out.OK)
-	r.current.failed += int64(out.Failed)
+	r.current.failed += int64(failed)
 	add(r.window, done.Sub(due), timed)
-	if out.Failed > 0 {
-		r.kinds[bounded(r.kinds, out.Kind)] += int64(out.Failed)
-	}
 	for _, p := range out.Phases {
 		r.windowPhase(p)
 	}
@@ -154,7 +155,7 @@ func (r *Recorder) record(due, sent, done time.Time, out Outcome) {
 		return
 	}
 	r.total.ok += int64(out.OK)
-	r.total.failed += int64(out.Failed)
+	r.total.failed += int64(failed)
 	add(r.latency, done.Sub(due), timed)
 	add(r.service, done.Sub(sent), timed)
 	if due.Before(r.blocked) {
@@ -162,8 +163,8 @@ func (r *Recorder) record(due, sent, done time.Time, out Outcome) {
 	} else {
 		add(r.late, sent.Sub(due), 1)
 	}
-	if out.Failed > 0 {
-		r.failure(out)
+	for f := range out.faults {
+		r.failure(f)
 	}
 	for _, p := range out.Phases {
 		name := bounded(r.phases, p.Name)
@@ -174,14 +175,14 @@ func (r *Recorder) record(due, sent, done time.Time, out Outcome) {
 	}
 }
 
-func (r *Recorder) failure(out Outcome) {
-	kind := bounded(r.errors, out.Kind)
+func (r *Recorder) failure(fault Fault) {
+	kind := bounded(r.errors, fault.Kind)
 	f := r.errors[kind]
 	if f == nil {
-		f = &Failure{Kind: kind, Example: out.Detail}
+		f = &Failure{Kind: kind, Example: Printable(fault.Detail, maxDetail)}
 		r.errors[kind] = f
 	}
-	f.Count += int64(out.Failed)
+	f.Count += int64(fault.Units)
 }
 
 func (r *Recorder) windowPhase(p Phase) {
@@ -195,8 +196,9 @@ func (r *Recorder) windowPhase(p Phase) {
 	s.n++
 }
 
-// bounded returns name, or "other" when the map is full and name is not in it.
+// bounded returns name, printable, or "other" when the map is full and name is not in it.
 func bounded[V any](m map[string]V, name string) string {
+	name = Printable(name, maxWord)
 	if _, ok := m[name]; ok || len(m) < maxKinds {
 		return name
 	}

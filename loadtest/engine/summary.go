@@ -72,7 +72,7 @@ type CurvePoint struct {
 type Failure struct {
 	Kind  string `json:"kind"`
 	Count int64  `json:"count"`
-	// Example is what the first of them said.
+	// Example is what the first of them said, made printable, at most 300 characters.
 	Example string `json:"example,omitempty"`
 }
 

@@ -87,11 +87,17 @@ func (c *Config) setDefaults() error {
 	}
 	for _, t := range c.Types {
 		if _, err := generator(t); err != nil {
-			return err
+			return fmt.Errorf("--key-type: %w", err)
 		}
 	}
 	if c.MaxReuse == 0 {
 		c.MaxReuse = maxReuse
+	}
+	switch {
+	case c.MaxReuse < 1:
+		return errors.New("--max-reuse must be at least 1")
+	case c.Keys < 0:
+		return errors.New("--keys must be at least 1, or 0 for the default")
 	}
 	if c.CSRs == 0 {
 		least := minCSRs
@@ -101,15 +107,13 @@ func (c *Config) setDefaults() error {
 		c.CSRs = int(min(max(int64(least), (c.Planned+int64(c.MaxReuse)-1)/int64(c.MaxReuse)), MaxCSRs))
 	}
 	switch {
-	case c.MaxReuse < 1 || c.Keys < 0:
-		return errors.New("the number of keys and the reuse must be at least 1")
 	case c.CSRs < 1 || c.CSRs > MaxCSRs:
-		return fmt.Errorf("the number of CSRs must be 1 to %d", MaxCSRs)
+		return fmt.Errorf("--csrs must be 1 to %d", MaxCSRs)
 	case c.Planned > int64(c.CSRs)*int64(c.MaxReuse):
-		return fmt.Errorf("%d requests with %d CSRs would use each %d times, more than %d: make more CSRs, allow more reuse or shorten the run",
+		return fmt.Errorf("%d requests with %d CSRs would use each %d times, more than %d: make more (--csrs), allow more reuse (--max-reuse) or shorten the run (--duration)",
 			c.Planned, c.CSRs, (c.Planned+int64(c.CSRs)-1)/int64(c.CSRs), c.MaxReuse)
 	case c.Name == "":
-		return errors.New("a name to ask for is needed")
+		return errors.New("--name must not be empty")
 	}
 	return nil
 }

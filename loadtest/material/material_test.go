@@ -63,10 +63,14 @@ func TestReuseIsBounded(t *testing.T) {
 	}
 	for want, cfg := range map[string]Config{
 		"would use each": {Planned: 1001, CSRs: 10, MaxReuse: 100, Name: "a.test"},
-		"kind of key":    {Types: []KeyType{"dsa"}, Name: "a.test"},
-		"name":           {CSRs: 1},
-		"number of CSRs": {CSRs: MaxCSRs + 1, Name: "a.test"},
-		"number of keys": {Keys: -1, Name: "a.test"},
+		"(--csrs)":       {Planned: 1001, CSRs: 10, MaxReuse: 100, Name: "b.test"},
+		`--key-type: "d`: {Types: []KeyType{"dsa"}, Name: "a.test"},
+		`--key-type: ""`: {Types: []KeyType{P256, ""}, Name: "a.test"},
+		"--name":         {CSRs: 1},
+		"--csrs must":    {CSRs: MaxCSRs + 1, Name: "a.test"},
+		"--csrs must be": {CSRs: -1, Name: "a.test"},
+		"--keys":         {Keys: -1, Name: "a.test"},
+		"--max-reuse":    {MaxReuse: -1, Name: "a.test"},
 	} {
 		if _, err := Make(t.Context(), cfg, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: error %v, want one about %q", cfg, err, want)

@@ -15,7 +15,7 @@ type batch struct {
 
 func openBatch(c Config) (Target, error) {
 	if c.Batch < 1 || c.Batch > 256 {
-		return nil, fmt.Errorf("a batch holds 1 to 256 requests, not %d", c.Batch)
+		return nil, fmt.Errorf("--batch must be 1 to 256, not %d", c.Batch)
 	}
 	g, err := c.grpc()
 	return &batch{g, c}, err

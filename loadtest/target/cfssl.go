@@ -32,7 +32,7 @@ func openCFSSL(c Config) (Target, error) {
 	}
 	key, err := hex.DecodeString(secret)
 	if err != nil {
-		return nil, fmt.Errorf("cfssl's authentication key is hexadecimal: %w", err)
+		return nil, fmt.Errorf("--token-file: cfssl's authentication key is hexadecimal: %w", err)
 	}
 	client, path, err := c.http(http.Header{"Content-Type": {"application/json"}})
 	t := &cfssl{httpTarget{client}, path + "/api/v1/cfssl/sign", key, c.Profile}

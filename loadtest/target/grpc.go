@@ -33,6 +33,9 @@ func (c Config) grpc(options ...grpc.DialOption) (*grpcTarget, error) {
 	if err := requireURL(c, "127.0.0.1:9443"); err != nil {
 		return nil, err
 	}
+	if c.Connections < 0 {
+		return nil, errConnections
+	}
 	t, err := c.TLS()
 	if err != nil {
 		return nil, err
@@ -53,7 +56,7 @@ func (c Config) grpc(options ...grpc.DialOption) (*grpcTarget, error) {
 	for range max(c.Connections, 1) {
 		conn, err := grpc.NewClient(c.URL, options...)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("the target's address: %w", err), g.Close())
+			return nil, errors.Join(fmt.Errorf("--url: %w", err), g.Close())
 		}
 		g.conns = append(g.conns, conn)
 	}

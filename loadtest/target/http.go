@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/loadtest/engine"
 	"github.com/certmill/certmill/loadtest/wire"
 )
@@ -34,13 +35,15 @@ func (t httpTarget) send(ctx context.Context, r *wire.Request) (*wire.Response, 
 // httpFailure reads RFC 9457's type where there is one, for its kinds say more than a
 // status.
 func httpFailure(res *wire.Response) *Failure {
-	const most = 300 // bytes of an unknown answer that help a reader
+	const most = 1200 // bytes of an unknown answer; 300 characters are kept
 	f := &Failure{Kind: "http_" + strconv.Itoa(res.Status), Detail: string(res.Body[:min(len(res.Body), most)])}
 	if res.Header.Get("Content-Type") == "application/problem+json" {
 		var p struct{ Type, Detail, Field, Rule string }
 		if json.Unmarshal(res.Body, &p) == nil {
-			if kind, ok := strings.CutPrefix(p.Type, "urn:certmill:problem:"); ok {
-				f.Kind, f.Detail = kind, strings.TrimSpace(p.Field+" "+p.Rule+" "+p.Detail)
+			for _, k := range problem.Kinds {
+				if k.Type() == p.Type {
+					f.Kind, f.Detail = string(k), strings.TrimSpace(p.Field+" "+p.Rule+" "+p.Detail)
+				}
 			}
 		}
 	}

@@ -35,11 +35,11 @@ func openStep(c Config) (Target, error) {
 		return nil, err
 	}
 	if c.Provisioner == "" || c.ProvisionerKeyFile == "" {
-		return nil, errors.New("step needs the name and the key file of a JWK provisioner")
+		return nil, errors.New("step needs --provisioner and --provisioner-key, of a JWK provisioner")
 	}
 	signer, err := provisionerSigner(c)
 	if err != nil {
-		return nil, fmt.Errorf("the provisioner's key: %w", err)
+		return nil, fmt.Errorf("--provisioner-key: %w", err)
 	}
 	client, path, err := c.http(http.Header{"Content-Type": {"application/json"}})
 	if err != nil {
@@ -60,7 +60,7 @@ func provisionerSigner(c Config) (jose.Signer, error) {
 	if c.ProvisionerPasswordFile != "" {
 		password, err := config.ReadSecret(c.ProvisionerPasswordFile)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("--provisioner-password-file: %w", err)
 		}
 		// ca.json holds the compact form, `step crypto jwk create` writes JSON.
 		parse := jose.ParseEncryptedCompact

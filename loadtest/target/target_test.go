@@ -635,6 +635,10 @@ func TestProblemsAndOutagesHaveTheirKinds(t *testing.T) {
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.WriteHeader(429)
 			_, _ = io.WriteString(w, `{"type":"urn:certmill:problem:overloaded","detail":"full"}`)
+		case "hostile":
+			w.Header().Set("Content-Type", "application/problem+json")
+			w.WriteHeader(400)
+			_, _ = io.WriteString(w, `{"type":"urn:certmill:problem:\u001b[2J"}`)
 		case "slow":
 			_, _ = io.Copy(io.Discard, r.Body) // only then does the server see the caller go
 			<-r.Context().Done()
@@ -646,7 +650,7 @@ func TestProblemsAndOutagesHaveTheirKinds(t *testing.T) {
 	s.StartTLS()
 	tg := open(t, "rest", target.Config{URL: s.URL, CAFile: p.rootFile(t)})
 	csr := csrs(t).Get(0)
-	for id, kind := range map[string]string{"busy": "overloaded", "slow": "timeout", "broken": "connection"} {
+	for id, kind := range map[string]string{"busy": "overloaded", "hostile": "http_400", "slow": "timeout", "broken": "connection"} {
 		fails(t, tg, &target.Request{ID: id, CSR: csr, Deadline: time.Now().Add(200 * time.Millisecond)}, kind)
 	}
 	s.Close()
@@ -663,7 +667,48 @@ func TestEveryKindSaysWhatItNeeds(t *testing.T) {
 			t.Errorf("%s opens without an address", name)
 		}
 	}
-	if _, err := target.Find("nothing"); err == nil {
-		t.Error("found nothing")
+	if _, err := target.Find("nothing"); err == nil || !strings.Contains(err.Error(), "floor, floor-get, floor-post, grpc") {
+		t.Errorf("found nothing: %v", err)
+	}
+}
+
+func TestMistakesNameTheirFlag(t *testing.T) {
+	const web, rpc = "https://127.0.0.1:1", "127.0.0.1:1"
+	nowhere, empty := filepath.Join(t.TempDir(), "nowhere"), file(t, "empty", "")
+	secret := file(t, "secret", "no hexadecimal")
+	if err := os.Chmod(secret, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		target string
+		cfg    target.Config
+		want   string
+	}{
+		{"rest", target.Config{URL: web, Connections: -1}, "--connections"},
+		{"grpc", target.Config{URL: rpc, Connections: -1}, "--connections"},
+		{"rest", target.Config{URL: web, TokenFile: nowhere}, "--token-file: "},
+		{"rest", target.Config{URL: web, CAFile: nowhere}, "--ca: "},
+		{"rest", target.Config{URL: web, CAFile: empty}, "--ca: "},
+		{"grpc", target.Config{URL: rpc, CertFile: nowhere}, "--cert and --key"},
+		{"grpc", target.Config{URL: rpc, CertFile: nowhere, KeyFile: nowhere}, "--cert, --key: "},
+		{"rest", target.Config{URL: "127.0.0.1:1"}, "--url: "},
+		{"rest", target.Config{URL: "ftp://127.0.0.1:1"}, "--url: "},
+		{"vault", target.Config{URL: web}, "--token-file and --role"},
+		{"step", target.Config{URL: web}, "--provisioner and --provisioner-key"},
+		{"step", target.Config{URL: web, Provisioner: "p", ProvisionerKeyFile: nowhere}, "--provisioner-key: "},
+		{"step", target.Config{URL: web, Provisioner: "p", ProvisionerKeyFile: empty, ProvisionerPasswordFile: nowhere}, "--provisioner-password-file: "},
+		{"cfssl", target.Config{URL: web, TokenFile: secret}, "--token-file: "},
+		{"batch", target.Config{URL: rpc, Batch: 257}, "--batch"},
+	} {
+		k, err := target.Find(tc.target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tc.cfg.Connections == 0 {
+			tc.cfg.Connections = 1
+		}
+		if _, err := k.Open(tc.cfg); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s %+v: error %v, want one that names %q", tc.target, tc.cfg, err, tc.want)
+		}
 	}
 }

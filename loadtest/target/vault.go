@@ -27,7 +27,7 @@ func openVault(c Config) (Target, error) {
 		return nil, err
 	}
 	if token == "" || c.Role == "" {
-		return nil, errors.New("vault needs a token file and a role")
+		return nil, errors.New("vault needs --token-file and --role")
 	}
 	client, path, err := c.http(http.Header{"Content-Type": {"application/json"}, "X-Vault-Token": {token}})
 	if err != nil {

@@ -27,6 +27,18 @@ import (
 // MaxBody bounds an answer in bytes.
 const MaxBody = 4 << 20
 
+const (
+	// maxHeader bounds an answer's status line and header, those of interim responses
+	// before it included.
+	maxHeader  = 64 << 10
+	maxInterim = 5
+)
+
+var (
+	errHeader  = fmt.Errorf("the header has more than %d bytes", maxHeader)
+	errInterim = fmt.Errorf("more than %d interim responses (1xx) without an answer", maxInterim)
+)
+
 // Client sends requests to one server. It is safe for concurrent use.
 type Client struct {
 	address string // host:port to connect to
@@ -198,6 +210,20 @@ type conn struct {
 	in        *bufio.Reader
 	out       []byte
 	untouched bool // no byte of the answer to the last request has come
+	left      int  // how many bytes the header may still have; below zero: none is being read
+}
+
+// Read is what in reads by. It bounds a header, which net/http's parser does not.
+func (k *conn) Read(p []byte) (int, error) {
+	if k.left < 0 {
+		return k.Conn.Read(p)
+	}
+	if k.left == 0 {
+		return 0, errHeader
+	}
+	n, err := k.Conn.Read(p[:min(len(p), k.left)])
+	k.left -= n
+	return n, err
 }
 
 func (c *Client) connect(ctx context.Context) (*conn, error) {
@@ -214,7 +240,9 @@ func (c *Client) connect(ctx context.Context) (*conn, error) {
 		nc = t
 	}
 	c.opened.Add(1)
-	return &conn{Conn: nc, in: bufio.NewReaderSize(nc, 8<<10)}, nil
+	k := &conn{Conn: nc, left: -1}
+	k.in = bufio.NewReaderSize(k, 8<<10)
+	return k, nil
 }
 
 // exchange sends one request and reads one answer; keep says whether the connection
@@ -248,11 +276,13 @@ func (k *conn) exchange(ctx context.Context, c *Client, r *Request) (res *Respon
 	if _, err := k.Write(k.out); err != nil {
 		return nil, false, err
 	}
+	k.left = maxHeader
 	if _, err := k.in.Peek(1); err != nil {
 		return nil, false, err
 	}
 	k.untouched = false
-	h, err := http.ReadResponse(k.in, &http.Request{Method: r.Method})
+	h, err := k.header(r.Method)
+	k.left = -1
 	if err != nil {
 		return nil, false, fmt.Errorf("reading the answer: %w", err)
 	}
@@ -266,5 +296,16 @@ func (k *conn) exchange(ctx context.Context, c *Client, r *Request) (res *Respon
 	if err != nil {
 		return nil, false, fmt.Errorf("reading the answer: %w", err)
 	}
-	return res, !h.Close, nil
+	return res, !h.Close && h.StatusCode != http.StatusSwitchingProtocols, nil
+}
+
+// header reads an answer up to its body, past interim responses (RFC 9110 section 15.2).
+func (k *conn) header(method string) (*http.Response, error) {
+	for range maxInterim + 1 {
+		h, err := http.ReadResponse(k.in, &http.Request{Method: method})
+		if err != nil || h.StatusCode/100 != 1 || h.StatusCode == http.StatusSwitchingProtocols {
+			return h, err
+		}
+	}
+	return nil, errInterim
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -166,5 +167,81 @@ func TestAnAddressMustBeOne(t *testing.T) {
 		if _, err := New(u, nil, 1, nil); err == nil {
 			t.Errorf("%q was taken for the address of a server", s)
 		}
+	}
+}
+
+// raw serves one connection after the other with answer, once a request has come.
+func raw(t *testing.T, answer func(io.Writer) error) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			for in := bufio.NewReader(c); ; {
+				if _, err := http.ReadRequest(in); err != nil {
+					break
+				}
+				if err := answer(c); err != nil {
+					break
+				}
+			}
+			_ = c.Close()
+		}
+	}()
+	return "http://" + l.Addr().String()
+}
+
+func TestAnEndlessHeaderIsGivenUp(t *testing.T) {
+	for name, tc := range map[string]struct{ start, again, want string }{
+		"header":           {"HTTP/1.1 200 OK\r\n", "X-A: " + strings.Repeat("a", 1000) + "\r\n", "the header has more than 65536 bytes"},
+		"status line":      {"HTTP/1.1 200 ", strings.Repeat("O", 1000), "the header has more than 65536 bytes"},
+		"interim answers":  {"", "HTTP/1.1 103 Early Hints\r\n\r\n", "more than 5 interim responses"},
+		"interim's header": {"HTTP/1.1 103 Early Hints\r\n", "X-A: a\r\n", "the header has more than 65536 bytes"},
+	} {
+		var sent atomic.Int64
+		address := raw(t, func(w io.Writer) error {
+			_, err := io.WriteString(w, tc.start)
+			for err == nil && sent.Load() < 64<<20 {
+				var n int
+				n, err = io.WriteString(w, tc.again)
+				sent.Add(int64(n))
+			}
+			return errors.New("enough")
+		})
+		_, err := client(t, address, 1).Do(t.Context(), &Request{Method: "GET", Target: "/", Deadline: soon()})
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: error %v, want %q", name, err, tc.want)
+		}
+		if n := sent.Load(); n >= 64<<20 {
+			t.Errorf("%s: all %d bytes were taken", name, n)
+		}
+	}
+}
+
+func TestInterimResponsesArePassedOver(t *testing.T) {
+	header := "X-Long: " + strings.Repeat("a", 60_000) + "\r\n"
+	body := strings.Repeat("b", 1<<20) // the bound is on the header alone
+	address := raw(t, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n%sContent-Length: %d\r\n\r\n%s", header, len(body), body)
+		return err
+	})
+	c := client(t, address, 1)
+	for range 2 {
+		res, err := c.Do(t.Context(), &Request{Method: "GET", Target: "/", Deadline: soon()})
+		if err != nil || res.Status != 200 || string(res.Body) != body || len(res.Header.Get("X-Long")) != 60_000 {
+			t.Fatalf("%v, %+v", err, res)
+		}
+	}
+	if c.Opened() != 1 {
+		t.Errorf("%d connections", c.Opened())
 	}
 }
