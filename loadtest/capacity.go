@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/certmill/certmill/loadtest/engine"
+	"github.com/certmill/certmill/loadtest/observe"
 	"github.com/certmill/certmill/loadtest/report"
 	"github.com/certmill/certmill/loadtest/schedule"
 )
@@ -55,8 +57,14 @@ func (s *search) prepare(o *options) error {
 	if err != nil {
 		return err
 	}
-	if s.precision <= 0 || s.precision > 0.5 || s.start < 0 || s.most <= 0 || s.most > schedule.MaxRate {
-		return fmt.Errorf("--precision is above 0 and at most 0.5, --most above 0 and at most %d", schedule.MaxRate)
+	if !(s.precision > 0 && s.precision <= 0.5) {
+		return fmt.Errorf("--precision is above 0 and at most 0.5, not %v", s.precision)
+	}
+	if !(s.most > 0 && s.most <= schedule.MaxRate) {
+		return fmt.Errorf("--most is above 0 and at most %d, not %v", schedule.MaxRate, s.most)
+	}
+	if !(s.start >= 0 && s.start <= s.most) {
+		return fmt.Errorf("--start is 0 to --most, which is %v, not %v", s.most, s.start)
 	}
 	// Poisson arrivals vary by their square root, and answers overhang the end.
 	implied, err := report.ParseObjective("errors<1%,reached>95%")
@@ -91,8 +99,8 @@ Objectives: ` + report.ObjectiveHelp,
 			r := s.result(nil)
 			r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", s.inFlight(), find.objective.String()
 			found, run, err := s.capacity(c.Context(), find)
-			if err = errors.Join(err, s.close()); err != nil && !interrupted(err) && !errors.Is(err, errWrong) {
-				return err
+			if err = errors.Join(err, s.close()); err != nil && !interrupted(err) && !errors.Is(err, errWrong) || len(found.Trials) == 0 {
+				return nothingMeasured(err)
 			}
 			r.Capacity = found
 			if run != nil {
@@ -101,7 +109,7 @@ Objectives: ` + report.ObjectiveHelp,
 			if found.Rate == 0 {
 				r.Missed = found.GaveWay
 			}
-			return deliver(c, o, r)
+			return ended(deliver(c, o, r), err)
 		},
 	}
 	find.add(c, o)
@@ -115,15 +123,18 @@ func plannedTrials(o *options, s *search) int64 {
 }
 
 // edge finds the highest rate that try holds: up by halves until one does not, then
-// between. What is found must hold a second time, or the search goes on below it.
+// between. What is found must hold a second time, or the search goes on below it, from the
+// next lower rate that has held. With an error it returns the highest that had held.
 func (f *search) edge(start float64, try func(rate float64) (held bool, err error)) (float64, error) {
 	low, high := 0.0, math.Inf(1)
+	var below []float64 // rates lower than low that have held
 	for rate := math.Min(math.Max(start, 1), f.most); ; {
 		held, err := try(rate)
 		if err != nil {
-			return 0, err
+			return low, err
 		}
 		if held {
+			below = append(below, low)
 			low = rate
 		} else {
 			high = rate
@@ -142,9 +153,12 @@ func (f *search) edge(start float64, try func(rate float64) (held bool, err erro
 			if err != nil || held {
 				return low, err
 			}
-			// It had held by luck, and so may have what held below it.
-			low, high = 0, low
-			rate = math.Max(high*(1-2*f.precision), 1)
+			// It had held by luck.
+			high = low
+			low, below = below[len(below)-1], below[:len(below)-1]
+			if rate = (low + high) / 2; low == 0 {
+				rate = math.Max(high*(1-2*f.precision), 1)
+			}
 		}
 	}
 }
@@ -176,11 +190,17 @@ func (s *session) capacity(ctx context.Context, find *search) (*report.Capacity,
 	})
 	out.Rate = math.Round(rate)
 	rate = out.Rate
+	out.Ceiling = err == nil && rate >= math.Round(find.most)
+	if interrupted(err) {
+		out.Ended = interruptedRun
+	}
 	if errors.Is(err, errWrong) {
 		last := broke[out.Trials[len(out.Trials)-1].Rate]
 		out.GaveWay = gaveWay(last, find.objective)
 		return out, last, err
 	}
+	// Where nothing came to be asked, nothing gave way.
+	maps.DeleteFunc(broke, func(_ float64, r *report.Run) bool { return r.OK+r.Failed == 0 && len(broke) > 1 })
 	if len(broke) > 0 {
 		out.GaveWay = gaveWay(broke[slices.Min(slices.Collect(maps.Keys(broke)))], find.objective)
 	}
@@ -272,11 +292,15 @@ func full(r *report.Run) []string {
 	var out []string
 	if r.Use.Cores > 0 && r.Use.Machine > 0.93*float64(r.Use.Cores) {
 		text := fmt.Sprintf("CPU of this machine: %.2f of %d cores", r.Use.Machine, r.Use.Cores)
-		most := 0.0
-		for _, role := range r.Use.Roles {
-			if role.Cores > most {
-				most = role.Cores
-				text = fmt.Sprintf("CPU of this machine: %.2f of %d cores, the most by %s (%.2f), the generator %.2f", r.Use.Machine, r.Use.Cores, role.Name, role.Cores, r.Use.Own)
+		if len(r.Use.Roles) > 0 {
+			most := slices.MaxFunc(r.Use.Roles, func(a, b observe.RoleUse) int { return cmp.Compare(a.Cores, b.Cores) })
+			others := r.Use.Machine - r.Use.Own
+			for _, role := range r.Use.Roles {
+				others -= role.Cores
+			}
+			text += fmt.Sprintf(", the most by %s (%.2f), the generator %.2f", most.Name, most.Cores, r.Use.Own)
+			if others > 0.1*float64(r.Use.Cores) {
+				text += fmt.Sprintf(", what is not watched %.2f", others)
 			}
 		}
 		out = append(out, text)

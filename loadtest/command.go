@@ -8,6 +8,7 @@ package loadtest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"text/tabwriter"
 	"time"
@@ -103,33 +104,38 @@ func run(c *cobra.Command, o *options) error {
 		err = cerr
 	}
 	if len(r.Runs) == 0 || err != nil && !interrupted(err) {
-		return err
+		return nothingMeasured(err)
 	}
 	r.Objective, r.Missed = objective.String(), missed(objective, r.Runs)
-	return deliver(c, o, r)
+	return ended(deliver(c, o, r), err)
 }
 
-// deliver writes the result wherever it was asked for, and returns its verdict.
+// deliver writes the result wherever it was asked for, and returns its verdict. What can
+// be written is, whatever cannot.
 func deliver(c *cobra.Command, o *options, r *report.Result) error {
+	errs := []error{write(c, r)}
 	if o.json != "" {
 		if err := r.WriteFile(o.json); err != nil {
-			return fmt.Errorf("--json: %w", err)
+			errs = append(errs, fmt.Errorf("--json: %w", err))
 		}
 	}
 	if o.html != "" {
 		if err := r.WriteHTML(o.html); err != nil {
-			return fmt.Errorf("--html: %w", err)
+			errs = append(errs, fmt.Errorf("--html: %w", err))
 		}
 	}
+	if v := verdict(r); v != nil {
+		errs = append([]error{v}, errs...) // its exit code is the first that is found
+	}
+	return errors.Join(errs...)
+}
+
+// write writes the result for whoever has called: the table, or JSON.
+func write(c *cobra.Command, r *report.Result) error {
 	if wantsJSON(c) {
-		encoder := json.NewEncoder(c.OutOrStdout())
-		if err := encoder.Encode(r); err != nil {
-			return err
-		}
-	} else if err := r.WriteTable(c.OutOrStdout()); err != nil {
-		return err
+		return json.NewEncoder(c.OutOrStdout()).Encode(r)
 	}
-	return verdict(r)
+	return r.WriteTable(c.OutOrStdout())
 }
 
 // wantsJSON reads -o, the flag of the program that mounts these commands.
@@ -198,7 +204,7 @@ func reportCommand() *cobra.Command {
 			if html != "" {
 				return r.WriteHTML(html)
 			}
-			return r.WriteTable(c.OutOrStdout())
+			return write(c, r)
 		},
 	}
 	c.Flags().StringVar(&html, "html", "", "file for the report with plots")
@@ -206,21 +212,32 @@ func reportCommand() *cobra.Command {
 }
 
 func targetsCommand() *cobra.Command {
+	type listed struct {
+		Name    string `json:"name"`
+		Summary string `json:"summary"`
+	}
 	return &cobra.Command{
 		Use:   "targets",
 		Short: "List what can be put under load",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+			var all []listed
 			for _, name := range target.Names() {
 				k, err := target.Find(name)
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(t, "%s\t%s\n", name, k.Summary)
+				all = append(all, listed{name, k.Summary})
 			}
-			fmt.Fprintf(t, "floor\tthe yardstick for issuing, started here (see `loadtest floor`)\n")
-			fmt.Fprintf(t, "floor-get, floor-post\tthe yardstick for OCSP, started here\n")
+			all = append(all, listed{"floor", "the yardstick for issuing, started here (see `loadtest floor`)"},
+				listed{"floor-get", "the yardstick for OCSP by GET, started here"}, listed{"floor-post", "the same by POST"})
+			if wantsJSON(c) {
+				return json.NewEncoder(c.OutOrStdout()).Encode(all)
+			}
+			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
+			for _, l := range all {
+				fmt.Fprintf(t, "%s\t%s\n", l.Name, l.Summary)
+			}
 			return t.Flush()
 		},
 	}

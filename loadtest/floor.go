@@ -94,6 +94,10 @@ var floorProgram = func() ([]string, error) {
 // generator's, and makes it the target.
 func (s *session) startFloor(ctx context.Context) error {
 	o := s.o
+	if o.server.URL != "" || o.dev != "" {
+		return usage(fmt.Errorf("--target %s is started here: --url and --dev are for others", o.target))
+	}
+	s.floor = o.target
 	dir, err := os.MkdirTemp("", "certmill-floor-")
 	if err != nil {
 		return err

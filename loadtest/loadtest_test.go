@@ -234,6 +234,18 @@ func TestWrongUsageHasItsExitCode(t *testing.T) {
 		{"compare " + nowhere + " " + broken, nowhere},
 		{"report " + broken, broken},
 		{"mesh --token-key k --target rest", "--target"},
+		{"run --target floor --rate 1 --lifetime -1h", "--lifetime"},
+		{"run --target floor --rate 1 --lifetime-less 3", "--lifetime-less"},
+		{"run --target floor --rate 1 --check NaN", "--check"},
+		{"run --target floor --rate 1 --max-reuse 0", "--max-reuse"},
+		{"run --target floor --rate 1 --key-type=", "--key-type"},
+		{"run --target floor --rate 1 --callers -3", "--callers"},
+		{"run --target floor --rate 1 --timeout 0s", "--timeout"},
+		{"run --target floor --rate 1 --watch-tree 99999999", "--watch-tree"},
+		{"run --target floor --rate 1 --html " + nowhere + "/r.html", "--html"},
+		{"run --target floor --rate 1 --url https://127.0.0.1:1", "--url"},
+		{"run --target vault --rate 1 --dev " + nowhere, "--url"},
+		{"capacity --target floor --start 100 --most 50", "--start"},
 	} {
 		_, err := certmill(t, "text", strings.Fields(c.args)...)
 		if code(err) != exitUsage || !strings.Contains(fmt.Sprint(err), c.want) {
@@ -246,7 +258,7 @@ func TestWrongUsageHasItsExitCode(t *testing.T) {
 // met a bad moment of the machine; one that did not reach its rate has not.
 func TestWhichTrialsAreDoubtful(t *testing.T) {
 	find := &search{precision: 0.05, most: 1000}
-	if err := find.prepare(&options{duration: 2, timeout: 1, inFlight: 1, every: 1, repeat: 1, objective: "p99<10ms"}); err != nil {
+	if err := find.prepare(&options{duration: 2, timeout: 1, inFlight: 1, every: 1, repeat: 1, maxReuse: 1, keyTypes: []string{"p256"}, objective: "p99<10ms"}); err != nil {
 		t.Fatal(err)
 	}
 	run := func(reached float64, failed int64, limit bool) *report.Run {
@@ -352,6 +364,26 @@ func TestTheEdgeIsFound(t *testing.T) {
 	if err != nil || got > 800 || got < 700 {
 		t.Errorf("found %g, %v; the capacity is 800", got, err)
 	}
+	// One that was found and did not hold again is no reason to begin anew: what held below
+	// it is tried next.
+	tried := map[float64]int{}
+	got, err = f.edge(1000, func(rate float64) (bool, error) {
+		tried[rate]++
+		return rate <= 2000 && (rate != 1500 || tried[rate] == 1) && (rate <= 1500 || tried[rate] == 1), nil
+	})
+	if err != nil || got < 1000 || got > 1500 {
+		t.Errorf("found %g, %v; 1000 had held", got, err)
+	}
+	// A search that is ended knows what has held.
+	got, err = f.edge(1000, func(rate float64) (bool, error) {
+		if rate > 2000 {
+			return false, context.Canceled
+		}
+		return true, nil
+	})
+	if got != 1500 || !errors.Is(err, context.Canceled) {
+		t.Errorf("found %g, %v when it was ended", got, err)
+	}
 	nothing, err := f.edge(1000, func(float64) (bool, error) { return false, nil })
 	if err != nil || nothing != 0 {
 		t.Errorf("found %g, %v where nothing holds", nothing, err)
@@ -446,8 +478,83 @@ func TestScaleRunsItsHook(t *testing.T) {
 	if hook, err := os.ReadFile(filepath.Join(dir, "hook")); err != nil || string(hook) != "1 2 " {
 		t.Errorf("the hook saw %q, %v", hook, err)
 	}
-	if len(r.Scale) != 2 || r.Scale[1].Capacity.Rate != 5 || r.Scale[1].Linear != 0.5 {
+	if len(r.Scale) != 2 || r.Scale[1].Capacity.Rate != 5 || !r.Scale[1].Capacity.Ceiling || r.Scale[1].Linear != 0 {
 		t.Errorf("%+v", r.Scale)
+	}
+}
+
+// A step that holds nothing fails the command, and no share of linear is made up.
+func TestScaleFailsWhereNothingHolds(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }))
+	t.Cleanup(s.Close)
+	out, err := certmill(t, "text", "scale", "--url", s.URL, "--signers", "1,2", "--signers-ready", "1ms", "--hook", "true",
+		"-d", "300ms", "--warmup", "50ms", "--start", "40", "--precision", "0.5", "--settle", "1ms")
+	if code(err) != ExitObjective || !strings.Contains(out, "unknown") || !strings.Contains(out, "http_500") {
+		t.Errorf("exit code %d, error %v\n%s", code(err), err, out)
+	}
+}
+
+func TestLinear(t *testing.T) {
+	step := func(signers int, rate float64, ceiling bool) report.Step {
+		return report.Step{Signers: signers, Capacity: report.Capacity{Rate: rate, Ceiling: ceiling}}
+	}
+	for _, c := range []struct {
+		last report.Step
+		want float64
+	}{{step(4, 360, false), 0.9}, {step(4, 0, false), 0}, {step(4, 400, true), 0}} {
+		if got := linear([]report.Step{step(1, 100, false), step(2, 200, false), c.last}); got != c.want {
+			t.Errorf("%+v: %g, want %g", c.last, got, c.want)
+		}
+	}
+	if got := linear([]report.Step{step(2, 100, false)}); got != 1 {
+		t.Errorf("the first step is %g of itself", got)
+	}
+}
+
+// A run in which nothing fell due, and one that a person ended, are no success for CI.
+func TestARunThatMeasuredTooLittleFails(t *testing.T) {
+	out, err := certmill(t, "text", "run", "--target", "floor", "--rate", "1e-9", "-d", "300ms", "--warmup", "100ms", "--objective", "p99<25ms")
+	if code(err) != exitFailed || !strings.Contains(err.Error(), "no request was due") {
+		t.Errorf("exit code %d, error %v\n%s", code(err), err, out)
+	}
+	for _, err := range []error{ended(nil, context.Canceled), nothingMeasured(context.Canceled)} {
+		if code(err) != exitFailed || !strings.Contains(err.Error(), "interrupted") {
+			t.Errorf("exit code %d, error %v", code(err), err)
+		}
+	}
+	if err := ended(&exitError{ExitWrong, "wrong"}, context.Canceled); code(err) != ExitWrong {
+		t.Errorf("exit code %d, error %v", code(err), err)
+	}
+	if err := ended(nil, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// The table comes out although a file cannot be written.
+func TestAResultSurvivesAFileThatCannotBeWritten(t *testing.T) {
+	taken := t.TempDir() // no file can replace a folder
+	if err := os.WriteFile(filepath.Join(taken, "x"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := certmill(t, "text", "run", "--target", "floor", "--rate", "50", "-d", "500ms", "--warmup", "0s", "--json", taken)
+	if code(err) != exitFailed || !strings.Contains(err.Error(), "--json") || !strings.Contains(out, "certificates/s") {
+		t.Errorf("exit code %d, error %v\n%s", code(err), err, out)
+	}
+}
+
+// The floor is called that, so that two reports can be told apart.
+func TestTheFloorIsNotCalledByWhatItStandsFor(t *testing.T) {
+	out, err := certmill(t, "json", "run", "--target", "floor", "--rate", "50", "-d", "500ms", "--warmup", "0s", "--profile", "short", "--seed", "7", "--repeat", "2", "--pause", "1ms")
+	var r report.Result
+	if err != nil || json.Unmarshal([]byte(out), &r) != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// Each run has arrivals of its own, or runs would vary less than the service does.
+	if r.Runs[0].Asked == r.Runs[1].Asked {
+		t.Errorf("two runs asked %d times each", r.Runs[0].Asked)
+	}
+	if p := r.Plan; p.Target != "floor" || !strings.HasPrefix(p.Summary, "the floor's") || p.Profile != "short" || p.Seed != 7 || p.KeyTypes != "p256" {
+		t.Errorf("%+v", p)
 	}
 }
 
@@ -504,7 +611,7 @@ func TestADevStackFillsInTheFlags(t *testing.T) {
 
 func TestAGeneratorThatWasTheLimitIsTold(t *testing.T) {
 	run := &report.Run{}
-	run.Latency.P99, run.Late.P99 = 30, 12
+	run.OK, run.Latency.P99, run.Late.P99 = 1000, 30, 12
 	run.Use.Own, run.Use.Machine, run.Use.Cores = 0.4, 1.98, 2
 	if g := judge(run, false); !g.Limit || !strings.Contains(g.Why, "CPU was full") {
 		t.Errorf("%+v", g)

@@ -20,7 +20,7 @@ import (
 
 // load is one run to make.
 type load struct {
-	plan     schedule.Schedule // nil is a closed loop
+	plan     schedule.Schedule // nil is a closed loop; each run has arrivals of its own by it
 	callers  int
 	duration time.Duration
 	warmup   time.Duration
@@ -50,7 +50,8 @@ func (s *session) measure(ctx context.Context, l load) (*report.Run, error) {
 		cfg.InFlight = l.callers
 		err = engine.Closed(ctx, cfg, w.do, rec)
 	} else {
-		err = engine.Open(ctx, cfg, every(l.plan.Arrivals(s.o.seed), w.batch), w.do, rec)
+		err = engine.Open(ctx, cfg, every(l.plan.Arrivals(s.o.seed+s.opened), w.batch), w.do, rec)
+		s.opened++
 	}
 	stop()
 	<-watcher.finished
@@ -279,6 +280,26 @@ func usage(err error) error {
 	return usageError{err}
 }
 
+// nothingMeasured is the error of a command that has no result.
+func nothingMeasured(err error) error {
+	switch {
+	case err == nil:
+		return &exitError{exitFailed, "no request was due in the counted time: the rate is too low for its --duration"}
+	case interrupted(err):
+		return &exitError{exitFailed, "interrupted before anything was measured"}
+	}
+	return err
+}
+
+// ended is the error of a command whose result has been delivered with a verdict: of one
+// that a person ended, it is that.
+func ended(verdict, err error) error {
+	if verdict == nil && interrupted(err) {
+		return &exitError{exitFailed, "interrupted: the figures are of what was measured until then"}
+	}
+	return verdict
+}
+
 // verdict turns a result into the command's error.
 func verdict(r *report.Result) error {
 	switch n := r.Wrong(); {
@@ -287,7 +308,17 @@ func verdict(r *report.Result) error {
 	case len(r.Missed) > 0:
 		return &exitError{ExitObjective, "the objective was not held: " + strings.Join(r.Missed, "; ")}
 	}
-	return nothingAnswered(r)
+	return errors.Join(nothingAnswered(r), nothingChecked(r))
+}
+
+// nothingChecked fails a result in which checks were asked for and none could be made.
+func nothingChecked(r *report.Result) error {
+	for i := range r.Runs {
+		if c := &r.Runs[i].Checks; c.Checked == 0 && c.Unmade > 0 {
+			return &exitError{exitFailed, fmt.Sprintf("none of %d checks could be made; the first: %s", c.Unmade, c.UnmadeWhy)}
+		}
+	}
+	return nil
 }
 
 // nothingAnswered fails a result in which some run had no answer at all: it has measured

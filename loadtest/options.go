@@ -3,11 +3,14 @@ package loadtest
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/certmill/certmill/loadtest/material"
+	"github.com/certmill/certmill/loadtest/observe"
 	"github.com/certmill/certmill/loadtest/report"
 	"github.com/certmill/certmill/loadtest/schedule"
 	"github.com/certmill/certmill/loadtest/target"
@@ -90,7 +93,7 @@ func (o *options) add(f *pflag.FlagSet) {
 	f.DurationVar(&o.warmup, "warmup", 3*time.Second, "the part at the start that does not count")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "how long a caller waits, from the moment its request was due")
 	f.IntVar(&o.inFlight, "in-flight", 1024, "calls that may wait for an answer at one time (over HTTP/1.1 no more than connections); beyond it they wait in the generator, and it counts")
-	f.Uint64Var(&o.seed, "seed", 1, "seed of the arrivals")
+	f.Uint64Var(&o.seed, "seed", 1, "seed of the first run's arrivals; each run after it has the next")
 
 	f.StringSliceVar(&o.keyTypes, "key-type", []string{"p256"}, "p256, p384, ed25519, rsa2048, rsa3072; several take turns")
 	f.IntVar(&o.keys, "keys", 0, "different keys of each type (default 256, RSA 8)")
@@ -124,14 +127,46 @@ func (o *options) add(f *pflag.FlagSet) {
 // validate reports everything that is wrong and can be seen without I/O.
 func (o *options) validate() error {
 	var errs []error
-	if o.share < 0 || o.share > 1 {
-		errs = append(errs, errors.New("--check is a share, 0 to 1"))
+	if !(o.share >= 0 && o.share <= 1) {
+		errs = append(errs, fmt.Errorf("--check is a share, 0 to 1, not %v", o.share))
+	}
+	if o.server.Lifetime < 0 {
+		errs = append(errs, fmt.Errorf("--lifetime is not below zero, as %s is", o.server.Lifetime))
+	}
+	if !(o.lifetimeLess >= 0 && o.lifetimeLess < 1) {
+		errs = append(errs, fmt.Errorf("--lifetime-less is a share, 0 to below 1, not %v", o.lifetimeLess))
+	}
+	if o.maxReuse < 1 {
+		errs = append(errs, fmt.Errorf("--max-reuse must be at least 1, not %d", o.maxReuse))
+	}
+	if len(o.keyTypes) == 0 {
+		errs = append(errs, errors.New("--key-type must not be empty"))
+	}
+	if o.saveMost < 1 && o.save != "" {
+		errs = append(errs, fmt.Errorf("--save-most is at least 1, not %d", o.saveMost))
+	}
+	if o.tree < 0 {
+		errs = append(errs, fmt.Errorf("--watch-tree is a process id, not %d", o.tree))
+	} else if o.tree > 0 {
+		if _, err := observe.Parent(o.tree); err != nil {
+			errs = append(errs, fmt.Errorf("--watch-tree: no process %d can be looked at: %w", o.tree, err))
+		}
+	}
+	for flag, path := range map[string]string{"--json": o.json, "--html": o.html} {
+		if folder, err := os.Stat(filepath.Dir(path)); path != "" && (err != nil || !folder.IsDir()) {
+			errs = append(errs, fmt.Errorf("%s: there is no folder %s", flag, filepath.Dir(path)))
+		}
 	}
 	if o.duration <= o.warmup || o.warmup < 0 {
 		errs = append(errs, fmt.Errorf("--duration %s must be longer than --warmup %s", o.duration, o.warmup))
 	}
-	if o.timeout <= 0 || o.inFlight < 1 || o.every <= 0 {
-		errs = append(errs, errors.New("--timeout, --in-flight and --every must be above zero"))
+	for flag, good := range map[string]bool{"--timeout": o.timeout > 0, "--in-flight": o.inFlight > 0, "--every": o.every > 0} {
+		if !good {
+			errs = append(errs, errors.New(flag+" must be above zero"))
+		}
+	}
+	if o.callers < 0 {
+		errs = append(errs, fmt.Errorf("--callers is at least 1, not %d", o.callers))
 	}
 	if o.inFlight > maxInFlight || o.callers > maxInFlight {
 		errs = append(errs, fmt.Errorf("--in-flight and --callers are at most %d", maxInFlight))
@@ -143,7 +178,7 @@ func (o *options) validate() error {
 		errs = append(errs, errors.New("--callers is a closed loop and --rate an open one: give one of them"))
 	}
 	if _, err := report.ParseObjective(o.objective); err != nil {
-		errs = append(errs, err)
+		errs = append(errs, fmt.Errorf("--objective: %w", err))
 	}
 	return errors.Join(errs...)
 }

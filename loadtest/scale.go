@@ -75,19 +75,28 @@ func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
 		if step, err = s.step(c.Context(), find, sc, crew, n); err != nil {
 			break
 		}
-		if len(r.Scale) == 0 {
-			step.Linear = 1
-		} else if first := r.Scale[0]; first.Capacity.Rate > 0 {
-			step.Linear = step.Capacity.Rate / first.Capacity.Rate * float64(first.Signers) / float64(n)
-		}
 		r.Scale = append(r.Scale, step)
-		s.view.note("%d signers: %.0f/s, %.2f of linear", n, step.Capacity.Rate, step.Linear)
+		r.Scale[len(r.Scale)-1].Linear = linear(r.Scale)
+		if step.Capacity.Rate == 0 {
+			r.Missed = append(r.Missed, fmt.Sprintf("with %d signers: %s", n, strings.Join(step.Capacity.GaveWay, "; ")))
+		}
+		s.view.note("%d signers: %.0f/s", n, step.Capacity.Rate)
 	}
 	err = errors.Join(err, crew.end(), s.close())
 	if len(r.Scale) == 0 || err != nil && !interrupted(err) {
-		return err
+		return nothingMeasured(err)
 	}
-	return deliver(c, o, r)
+	return ended(deliver(c, o, r), err)
+}
+
+// linear is how near to linear the last step is to the first; 0: unknown, where one held
+// at no rate or at any that was tried.
+func linear(steps []report.Step) float64 {
+	first, last := steps[0], steps[len(steps)-1]
+	if first.Capacity.Rate == 0 || last.Capacity.Rate == 0 || first.Capacity.Ceiling || last.Capacity.Ceiling {
+		return 0
+	}
+	return last.Capacity.Rate / first.Capacity.Rate * float64(first.Signers) / float64(last.Signers)
 }
 
 func (sc *scaling) validate(dev string) error {

@@ -42,7 +42,9 @@ type session struct {
 	observer *observe.Observer
 	view     *view
 	saver    *saver
-	quiet    bool // sysmon may be late, here and in the floor
+	quiet    bool   // sysmon may be late, here and in the floor
+	opened   uint64 // open loops so far
+	floor    string // which floor it is that was started, if one was
 	closers  []func() error
 }
 
@@ -240,7 +242,7 @@ func (s *session) checkStatuses() error {
 	if err != nil {
 		return fmt.Errorf("--check-ocsp: %w", err)
 	}
-	client, err := wire.New(u, &tls.Config{MinVersion: tls.VersionTLS12}, 2, http.Header{"Content-Type": {"application/ocsp-request"}})
+	client, err := wire.New(u, &tls.Config{MinVersion: tls.VersionTLS12}, check.Askers, http.Header{"Content-Type": {"application/ocsp-request"}})
 	if err != nil {
 		return fmt.Errorf("--check-ocsp: %w", err)
 	}
@@ -259,6 +261,9 @@ func (s *session) checkStatuses() error {
 		if err != nil {
 			return nil, err
 		}
+		if res.Status != http.StatusOK {
+			return nil, fmt.Errorf("HTTP status %d", res.Status)
+		}
 		return res.Body, nil
 	}
 	return nil
@@ -269,6 +274,8 @@ func (s *session) result(plan schedule.Schedule) *report.Result {
 	o := s.o
 	r := &report.Result{Format: report.Format, Started: time.Now(), Label: o.label, Machine: observe.Here(), Plan: report.Plan{
 		Target: s.kind.Name, Summary: s.kind.Summary, URL: o.server.URL, Unit: string(s.kind.Subject), Loop: "closed",
+		Profile: o.server.Profile, Lifetime: o.server.Lifetime.Seconds(), Name: o.name, KeyTypes: strings.Join(o.keyTypes, ","),
+		Check: o.share, CheckRow: o.row != "", CheckOCSP: o.status != "", Seed: o.seed,
 		Seconds: o.duration.Seconds(), Warmup: o.warmup.Seconds(), Timeout: o.timeout.Seconds(),
 		InFlight: o.callers, Connections: o.server.Connections,
 	}}
@@ -277,6 +284,9 @@ func (s *session) result(plan schedule.Schedule) *report.Result {
 	}
 	if s.kind.Batch {
 		r.Plan.Batch = o.server.Batch
+	}
+	if s.floor != "" {
+		r.Plan.Target, r.Plan.Summary = s.floor, "the floor's "+strings.TrimPrefix(s.kind.Summary, "certmill ")
 	}
 	if s.csrs != nil {
 		csrs, keys := s.csrs.Size()

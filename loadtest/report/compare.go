@@ -4,13 +4,16 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"reflect"
 	"slices"
+	"strings"
 	"text/tabwriter"
 )
 
 // Comparison says how two results differ.
 type Comparison struct {
-	A, B  string `json:"-"`
+	A     string `json:"a"`
+	B     string `json:"b"`
 	RunsA int    `json:"runs_a"`
 	RunsB int    `json:"runs_b"`
 	// Warnings say why the two may not compare.
@@ -115,10 +118,8 @@ func incomparable(a, b *Result) []string {
 	if a.Machine.CPU != b.Machine.CPU || a.Machine.Cores != b.Machine.Cores {
 		w = append(w, fmt.Sprintf("the machines differ: %d × %s and %d × %s", a.Machine.Cores, a.Machine.CPU, b.Machine.Cores, b.Machine.CPU))
 	}
-	pa, pb := a.Plan, b.Plan
-	pa.URL, pb.URL, pa.Target, pb.Target, pa.Summary, pb.Summary, pa.Keys, pb.Keys = "", "", "", "", "", "", "", ""
-	if pa != pb {
-		w = append(w, "the plans differ: loop, schedule, duration, timeout, connections, callers or batch")
+	if fields := planDiffers(a.Plan, b.Plan); len(fields) > 0 {
+		w = append(w, "the plans differ: "+strings.Join(fields, ", "))
 	}
 	for name, r := range map[string]*Result{"first": a, "second": b} {
 		if r.Wrong() > 0 {
@@ -130,6 +131,21 @@ func incomparable(a, b *Result) []string {
 	}
 	slices.Sort(w)
 	return w
+}
+
+// planDiffers returns what differs between two plans that makes their figures those of
+// different work, by the names in JSON, with both values. Targets may differ.
+func planDiffers(a, b Plan) (fields []string) {
+	free := []string{"target", "summary", "url", "keys", "seed"}
+	va, vb := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range va.NumField() {
+		name, _, _ := strings.Cut(va.Type().Field(i).Tag.Get("json"), ",")
+		x, y := va.Field(i).Interface(), vb.Field(i).Interface()
+		if x != y && !slices.Contains(free, name) {
+			fields = append(fields, fmt.Sprintf("%s %v and %v", name, x, y))
+		}
+	}
+	return fields
 }
 
 // Any reports whether a measure has the verdict.

@@ -67,12 +67,19 @@ func parseCondition(s string) (condition, string, error) {
 		c.bound, c.value, c.show = float64(d)/1e6, value, showMilliseconds
 		return c, name + " < " + d.String(), nil
 	}
+	known := errors.New("there are " + strings.ReplaceAll(ObjectiveHelp, "\n", " "))
+	if name != "errors" && name != "reached" && name != "rate" {
+		return c, "", known
+	}
 	v, err := strconv.ParseFloat(strings.TrimSuffix(bound, "%"), 64)
-	if err != nil || v < 0 {
+	if err != nil || !(v >= 0) {
 		return c, "", fmt.Errorf("%q is not a number", bound)
 	}
 	if strings.HasSuffix(bound, "%") {
 		v /= 100
+	}
+	if name != "rate" && v > 1 {
+		return c, "", fmt.Errorf("%q is more than all: a share is written as 0.05 or 5%%", bound)
 	}
 	c.bound, c.show = v, showShare
 	switch {
@@ -83,7 +90,7 @@ func parseCondition(s string) (condition, string, error) {
 	case name == "rate" && !less:
 		c.value, c.show = func(s *engine.Summary) float64 { return s.RateReached }, func(v float64) string { return fmt.Sprintf("%.0f/s", v) }
 	default:
-		return c, "", errors.New("there are " + strings.ReplaceAll(ObjectiveHelp, "\n", " "))
+		return c, "", known
 	}
 	return c, name + map[bool]string{true: " < ", false: " > "}[less] + c.show(v), nil
 }
@@ -111,7 +118,7 @@ func reached(s *engine.Summary) float64 {
 	return math.Min(share, 1)
 }
 
-func showMilliseconds(v float64) string { return fmt.Sprintf("%.3g ms", v) }
+func showMilliseconds(v float64) string { return digits(v) + " ms" }
 func showShare(v float64) string        { return fmt.Sprintf("%.3g%%", 100*v) }
 
 // String returns the conditions; "" for a nil objective.
@@ -123,15 +130,18 @@ func (o *Objective) String() string {
 }
 
 // Missed returns the conditions that a run does not meet, with what it had; none for a
-// nil objective. A run without a single answer misses every condition on latency.
+// nil objective. A run without a single answer meets none.
 func (o *Objective) Missed(s *engine.Summary) []string {
 	if o == nil {
 		return nil
 	}
+	if s.OK == 0 {
+		return []string{"nothing was answered"}
+	}
 	var out []string
 	for _, c := range o.conditions {
 		v := c.value(s)
-		if c.less && v >= c.bound || !c.less && v <= c.bound || s.OK == 0 {
+		if c.less && v >= c.bound || !c.less && v <= c.bound {
 			out = append(out, fmt.Sprintf("%s is %s, bound %s", c.name, c.show(v), c.show(c.bound)))
 		}
 	}

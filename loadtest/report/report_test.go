@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -99,7 +100,7 @@ func TestObjectives(t *testing.T) {
 			t.Errorf("%q: missed %q, want %d", text, got, missed)
 		}
 	}
-	for _, bad := range []string{"p99", "p99>5ms", "p42<5ms", "errors<x", "rate<5", "p99<-1s", "p99<25"} {
+	for _, bad := range []string{"p99", "p99>5ms", "p42<5ms", "errors<x", "rate<5", "p99<-1s", "p99<25", "errors<5", "errors<NaN", "reached>200%"} {
 		if o, err := ParseObjective(bad); err == nil {
 			t.Errorf("%q was taken for %q", bad, o)
 		}
@@ -109,8 +110,50 @@ func TestObjectives(t *testing.T) {
 	if got := o.With(more).String(); got != "p99 < 25ms, errors < 2%, reached > 98%" {
 		t.Errorf("together: %q", got)
 	}
-	if len(o.Missed(&engine.Summary{})) != 2 {
-		t.Error("a run without an answer holds an objective")
+	if got := o.Missed(&engine.Summary{}); len(got) != 1 || got[0] != "nothing was answered" {
+		t.Errorf("a run without an answer missed %q", got)
+	}
+}
+
+// What makes two results those of different work is named, with both values.
+func TestCompareNamesWhatDiffersInThePlans(t *testing.T) {
+	a := Plan{Target: "rest", URL: "https://a", Profile: "short", KeyTypes: "p256", Check: 0.05, Seed: 1}
+	b := a
+	b.Target, b.URL, b.Seed, b.Keys = "grpc", "b:1", 2, "9 CSRs"
+	if got := planDiffers(a, b); len(got) != 0 {
+		t.Errorf("%q differ", got)
+	}
+	b.KeyTypes, b.Profile, b.CheckRow = "rsa2048", "server", true
+	if got := planDiffers(a, b); !slices.Equal(got, []string{"profile short and server", "key_types p256 and rsa2048", "check_row false and true"}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestACapacityThatWasNotLookedForToTheEndSaysSo(t *testing.T) {
+	for _, c := range []struct {
+		capacity Capacity
+		want     string
+		never    string
+	}{
+		{Capacity{Rate: 60, Ceiling: true}, "at least 60/s (--most)", "ended early"},
+		{Capacity{Rate: 150, Ended: "interrupted"}, "ended early", "held: "},
+		{Capacity{Rate: 150}, "held: p99 < 25ms", "ended early"},
+	} {
+		var out strings.Builder
+		r := &Result{Capacity: &c.capacity, Objective: "p99 < 25ms"}
+		if err := r.WriteTable(&out); err != nil || !strings.Contains(out.String(), c.want) || strings.Contains(out.String(), c.never) {
+			t.Errorf("%v: %q is missing, or %q is there, in\n%s", err, c.want, c.never, out.String())
+		}
+	}
+}
+
+// What a hostile server says cannot reach the terminal's controls.
+func TestTheTableIsOfPrintableText(t *testing.T) {
+	r := &Result{Runs: []Run{{}}}
+	r.Runs[0].Errors = []engine.Failure{{Kind: "http_500", Count: 1, Example: "a\x1b[31m\x07\nb" + strings.Repeat("é", 300)}}
+	var out strings.Builder
+	if err := r.WriteTable(&out); err != nil || strings.ContainsAny(out.String(), "\x1b\x07") || !strings.Contains(out.String(), "the first: a [31m b") || !strings.Contains(out.String(), "é…") {
+		t.Errorf("%v\n%q", err, out.String())
 	}
 }
 

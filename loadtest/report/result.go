@@ -57,6 +57,18 @@ type Plan struct {
 	Batch       int `json:"batch,omitempty"`
 	// Keys says which keys and CSRs were used and how often.
 	Keys string `json:"keys,omitempty"`
+	// What was asked for: the lifetime in seconds, 0 is the profile's.
+	Profile  string  `json:"profile,omitempty"`
+	Lifetime float64 `json:"lifetime_seconds,omitempty"`
+	Name     string  `json:"name,omitempty"`
+	KeyTypes string  `json:"key_types,omitempty"`
+	// Check is the share of the answers that was checked in full, CheckRow and CheckOCSP
+	// whether against the ledger and the responder too.
+	Check     float64 `json:"check"`
+	CheckRow  bool    `json:"check_row,omitempty"`
+	CheckOCSP bool    `json:"check_ocsp,omitempty"`
+	// Seed is that of the first run's arrivals; each run after it has the next.
+	Seed uint64 `json:"seed,omitempty"`
 }
 
 // Run is one run of the plan.
@@ -114,6 +126,10 @@ func (r *Run) CPUPerUnit() float64 {
 type Capacity struct {
 	// Rate is the highest that held, per second; 0 if none did.
 	Rate float64 `json:"rate"`
+	// Ceiling is set where that was the highest that might be tried.
+	Ceiling bool `json:"ceiling,omitempty"`
+	// Ended says why the search ended early, if it did: Rate has then held, once at least.
+	Ended string `json:"ended,omitempty"`
 	// GaveWay says what broke first just above it.
 	GaveWay []string `json:"gave_way"`
 	Trials  []Trial  `json:"trials"`
@@ -135,7 +151,8 @@ type Trial struct {
 type Step struct {
 	Signers  int      `json:"signers"`
 	Capacity Capacity `json:"capacity"`
-	// Linear is Rate over the first step's rate times the signers' ratio: 1 is linear.
+	// Linear is Rate over the first step's rate times the signers' ratio: 1 is linear, 0
+	// unknown.
 	Linear float64 `json:"linear"`
 }
 
@@ -160,7 +177,10 @@ func (r *Result) WriteFile(path string) error {
 func writeFile(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".loadtest-*")
 	if err != nil {
-		return err
+		if p, ok := errors.AsType[*os.PathError](err); ok {
+			err = p.Err // the path in it is not the one that was asked for
+		}
+		return fmt.Errorf("%s cannot be written: %w", path, err)
 	}
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Chmod(0o644), f.Close())

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 )
 
 // WriteTable writes the result for a terminal.
@@ -27,11 +28,19 @@ func (r *Result) WriteTable(w io.Writer) error {
 	if len(r.Scale) > 0 {
 		fmt.Fprintf(t, "\nsigners\tcapacity\tof linear\tgave way\n")
 		for _, s := range r.Scale {
-			fmt.Fprintf(t, "%d\t%.0f/s\t%.2f\t%s\n", s.Signers, s.Capacity.Rate, s.Linear, first(s.Capacity.GaveWay))
+			share := "unknown"
+			if s.Linear > 0 {
+				share = fmt.Sprintf("%.2f", s.Linear)
+			}
+			fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", s.Signers, s.Capacity.rate(), share, first(s.Capacity.GaveWay))
 		}
 	}
 	switch {
-	case r.Objective == "" || r.Scale != nil:
+	case r.Objective == "" || r.Scale != nil && len(r.Missed) == 0:
+	case r.Wrong() > 0:
+		fmt.Fprintf(t, "objective\tnot judged, since answers were wrong: %s\n", r.Objective)
+	case r.Capacity != nil && r.Capacity.Ended != "" && len(r.Missed) == 0:
+		fmt.Fprintf(t, "ended early\t%s: that rate had held, a higher one was not looked for to the end\n", r.Capacity.Ended)
 	case len(r.Missed) > 0:
 		fmt.Fprintf(t, "objective\tNOT HELD: %s\n", strings.Join(r.Missed, "; "))
 	default:
@@ -54,7 +63,7 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	if r.Checks.Wrong > 0 {
 		fmt.Fprintf(t, "*** WRONG ANSWERS: %d of %d ***\n", r.Checks.Wrong, r.Checks.Seen)
 		for _, e := range r.Checks.Examples[:min(3, len(r.Checks.Examples))] {
-			fmt.Fprintf(t, "***\t%s %s\n", e.Request, e.Why)
+			fmt.Fprintf(t, "***\t%s %s\n", e.Request, oneLine(e.Why))
 		}
 	}
 	asked := fmt.Sprintf("asked %.0f/s", r.RateAsked)
@@ -67,19 +76,25 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	if p.Loop == "closed" {
 		from = "closed loop: stalls are understated"
 	}
-	fmt.Fprintf(t, "latency\tp50 %.3g  p90 %.3g  p99 %.3g  p99.9 %.3g  max %.3g ms (%s)\n", l.P50, l.P90, l.P99, l.P999, l.Max, from)
+	fmt.Fprintf(t, "latency\tp50 %s  p90 %s  p99 %s  p99.9 %s  max %s ms (%s)\n", digits(l.P50), digits(l.P90), digits(l.P99), digits(l.P999), digits(l.Max), from)
 	fmt.Fprintf(t, "errors\t%d (%.3g%%)\n", r.Failed, 100*r.ErrorShare())
 	for _, e := range r.Errors[:min(6, len(r.Errors))] {
 		fmt.Fprintf(t, "  %s\t%d, the first: %s\n", e.Kind, e.Count, oneLine(e.Example))
 	}
 	for _, part := range r.breakdown() {
-		text := fmt.Sprintf("%.3g ms mean", part.mean)
+		text := digits(part.mean) + " ms mean"
 		if part.p99 > 0 {
-			text += fmt.Sprintf(", %.3g ms p99", part.p99)
+			text += ", " + digits(part.p99) + " ms p99"
 		}
 		fmt.Fprintf(t, "  %s\t%s\n", part.name, text)
 	}
 	fmt.Fprintf(t, "checked\t%d of %d in full (%s)\n", r.Checks.Checked, r.Checks.Seen, strings.Join(r.Checks.What, ", "))
+	if n := r.Checks.Skipped; n > 0 {
+		fmt.Fprintf(t, "  WARNING\t%d more were not checked in full, since the checks were behind\n", n)
+	}
+	if n := r.Checks.Unmade; n > 0 {
+		fmt.Fprintf(t, "  WARNING\t%d more could not be checked in full; the first: %s\n", n, oneLine(r.Checks.UnmadeWhy))
+	}
 	if r.Checks.Serials != "" {
 		fmt.Fprintf(t, "serials\t%s\n", r.Checks.Serials)
 	}
@@ -91,7 +106,7 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 			}
 		}
 	}
-	fmt.Fprintf(t, "generator\t%.2f cores; sent late by p50 %.3g, p99 %.3g ms; CSRs or serials used %.1f times on average\n", r.Generator.Cores, r.Late.P50, r.Late.P99, r.Reuse)
+	fmt.Fprintf(t, "generator\t%.2f cores; sent late by p50 %s, p99 %s ms; CSRs or serials used %.1f times on average\n", r.Generator.Cores, digits(r.Late.P50), digits(r.Late.P99), r.Reuse)
 	if r.Generator.Limit {
 		fmt.Fprintf(t, "  WARNING\tthe generator was the limit: %s\n", r.Generator.Why)
 	}
@@ -103,6 +118,12 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 // oneLine makes what a server said fit into a line of a table.
 func oneLine(s string) string {
 	const most = 200 // characters
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 	runes := []rune(strings.Join(strings.Fields(s), " "))
 	if len(runes) > most {
 		return string(runes[:most]) + "…"
@@ -117,9 +138,9 @@ func (c *Capacity) write(t io.Writer, objective string) {
 		if !x.Held {
 			word = strings.Join(x.Missed, "; ")
 		}
-		fmt.Fprintf(t, "%.0f/s\t%.0f/s\t%.3g\t%.3g\t%.3g%%\t%s\n", x.Rate, x.Reached, x.Latency.P50, x.Latency.P99, 100*x.Errors, word)
+		fmt.Fprintf(t, "%.0f/s\t%.0f/s\t%s\t%s\t%.3g%%\t%s\n", x.Rate, x.Reached, digits(x.Latency.P50), digits(x.Latency.P99), 100*x.Errors, word)
 	}
-	fmt.Fprintf(t, "\ncapacity\t%.0f/s with %s\n", c.Rate, objective)
+	fmt.Fprintf(t, "\ncapacity\t%s with %s\n", c.rate(), objective)
 	for i, g := range c.GaveWay {
 		label := ""
 		if i == 0 {
@@ -127,6 +148,23 @@ func (c *Capacity) write(t io.Writer, objective string) {
 		}
 		fmt.Fprintf(t, "%s\t%s\n", label, g)
 	}
+}
+
+// rate is the capacity for people.
+func (c *Capacity) rate() string {
+	text := fmt.Sprintf("%.0f/s", c.Rate)
+	if c.Ceiling {
+		return "at least " + text + " (--most)"
+	}
+	return text
+}
+
+// digits writes a figure with three digits, or all before the point.
+func digits(v float64) string {
+	if v >= 100 {
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprintf("%.3g", v)
 }
 
 // part is a stop on a request's way with its mean and p99 in milliseconds.
