@@ -79,19 +79,23 @@ func newLogger(w io.Writer, role string, cfg config.Telemetry) (*slog.Logger, er
 }
 
 func newRegistry(role string) *prometheus.Registry {
-	version, revision := Build()
 	r := prometheus.NewRegistry()
-	r.MustRegister(
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name:        "certmill_build_info",
-			Help:        "Always 1; the labels say which build runs in which role.",
-			ConstLabels: prometheus.Labels{"version": version, "revision": revision, "role": role},
-		}, func() float64 { return 1 }),
-	)
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo(role))
 	return r
 }
+
+func buildInfo(role string) prometheus.Collector {
+	version, revision := Build()
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "certmill_build_info",
+		Help:        "Always 1; the labels say which build runs in which role.",
+		ConstLabels: prometheus.Labels{"version": version, "revision": revision, "role": role},
+	}, func() float64 { return 1 })
+}
+
+// DescribeMetrics registers the metrics that every role has beside Go's and the
+// process's, for their description.
+func DescribeMetrics(r prometheus.Registerer) { r.MustRegister(buildInfo("any")) }
 
 // Build returns the version and the revision of the source, "unknown" where the
 // build did not record it.

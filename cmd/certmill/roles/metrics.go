@@ -3,16 +3,21 @@
 package roles
 
 import (
+	"context"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/certmill/certmill/gateway"
 	"github.com/certmill/certmill/internal/queue"
+	"github.com/certmill/certmill/internal/telemetry"
 	"github.com/certmill/certmill/ledger"
+	"github.com/certmill/certmill/ledger/auditchain"
 	"github.com/certmill/certmill/ocsp"
 	"github.com/certmill/certmill/ocsp/crl"
 	"github.com/certmill/certmill/ocsp/presign"
 	"github.com/certmill/certmill/ocsp/staple"
 	"github.com/certmill/certmill/signer"
+	"github.com/certmill/certmill/signer/ceremony"
 	"github.com/certmill/certmill/signer/hsm"
 )
 
@@ -28,6 +33,7 @@ type RoleMetrics struct {
 func Metrics() []RoleMetrics {
 	none := (*ledger.Ledger)(nil)
 	return []RoleMetrics{
+		{"Every role", func(r prometheus.Registerer) error { telemetry.DescribeMetrics(r); return nil }},
 		{"Gateway", func(r prometheus.Registerer) error {
 			c := DefaultGateway()
 			c.TLS.CertFile, c.TLS.KeyFile, c.ProfilesDir = "-", "-", "-"
@@ -45,6 +51,19 @@ func Metrics() []RoleMetrics {
 			token.Module, token.TokenLabel, token.PINFile = "-", "-", "-"
 			c.Name, c.ProfilesDir, c.Tokens = "x", "-", []hsm.Config{token}
 			_, err := signer.New(c, signer.Deps{Registry: r})
+			return err
+		}},
+		{"OCSP signers and audit chain, of signers", func(r prometheus.Registerer) error {
+			c := DefaultSigner()
+			_, err := ceremony.NewRenewer(c.OCSPSigners, ceremony.RenewDeps{
+				Ledger: none, Registry: r, Key: func(context.Context, ledger.Issuer) (ceremony.IssuerKey, error) { return nil, nil },
+			})
+			if err != nil {
+				return err
+			}
+			_, err = auditchain.NewSentry(c.Audit, auditchain.Deps{
+				Ledger: none, Registry: r, Key: func(context.Context, ledger.Issuer) (auditchain.Key, error) { return nil, nil },
+			})
 			return err
 		}},
 		{"HSM tokens, of signers and presigners", func(r prometheus.Registerer) error { hsm.DescribeMetrics(r); return nil }},
