@@ -177,11 +177,12 @@ func (b *statusBoard) crls(ctx context.Context) *certmillv1.CRLStatus {
 	return m
 }
 
-// issuers lists the generations that are of use, with who can sign for them.
+// issuers lists the generations that are of use, with who can sign for them. A root that
+// issues by ceremony alone is not among them: it is never active and no signer is for it.
 func (b *statusBoard) issuers(roles []*certmillv1.RoleStatus) (out []*certmillv1.IssuerStatus) {
 	now := b.service.now()
 	for _, i := range b.service.issuers.current().byID {
-		if i.over(now) {
+		if i.over(now) || (len(i.Chain) == 0 && i.State != ledger.IssuerActive) {
 			continue
 		}
 		m := &certmillv1.IssuerStatus{Name: i.Name, Generation: i.ID, State: i.State, NotAfter: timestamppb.New(i.cert.NotAfter)}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/certmill/certmill/internal/presence"
+	"github.com/certmill/certmill/ledger"
 	certmillv1 "github.com/certmill/certmill/proto/certmill/v1"
 )
 
@@ -23,6 +24,10 @@ func TestAStatusShowsTheLedgerTheIssuersAndWhoSpoke(t *testing.T) {
 		m.Tokens = []*certmillv1.TokenStatus{{Name: "t", Condition: "ready", Sessions: 4}}
 	}).Report()
 	w := newWorld(t, func(_ *Config, d *Deps) { d.Roles = rolesOfTest{signer} })
+	must(w.book.PutIssuer(t.Context(), ledger.Issuer{Name: "root", State: ledger.IssuerRetired, DER: w.pki.root.cert.Raw, KeyURI: "pkcs11:object=root"}))(t)
+	if err := w.gateway.service.issuers.refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	w.do(t, httpCall{method: http.MethodPost, path: "/v1/certificates", contentType: pemType, token: w.idp.token(t, "alice"), body: armour(newCSR(t, nil, "a.example.test"))}).ok(t, 200)
 
 	w.do(t, httpCall{method: http.MethodGet, path: "/v1/status", token: w.idp.token(t, "alice")}).expect(t, 403, "caller", "role")

@@ -50,7 +50,7 @@ of --keep-head or the line "audit head signed" of a signer's log.`,
   certmill audit verify --file audit.jsonl --roots root.pem      offline`,
 		Args: cobra.NoArgs,
 	}
-	source := sourceFlags(c)
+	source := ledgerSource(c)
 	url, passwordFile := ledgerFlags(c)
 	c.Flags().StringVar(&f.file, "file", "", "an exported trail, in place of the ledger; - is standard input")
 	c.Flags().StringVar(&f.roots, "roots", "", "roots that the issuers of the signed heads must come from (PEM)")
@@ -96,7 +96,7 @@ It shows what stands in the ledger and checks nothing: that is for ` + "`audit v
   certmill audit verify --file audit.jsonl --roots root.pem --witness head.json`,
 		Args: cobra.NoArgs,
 	}
-	source := sourceFlags(c)
+	source := ledgerSource(c)
 	url, passwordFile := ledgerFlags(c)
 	limit := c.Flags().Int("limit", 20, "how many")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -144,7 +144,7 @@ func auditExportCommand() *cobra.Command {
 		Use: "export", Short: "Write the audit trail with its signed heads to a file, for `audit verify --file` elsewhere",
 		Args: cobra.NoArgs,
 	}
-	source := sourceFlags(c)
+	source := ledgerSource(c)
 	url, passwordFile := ledgerFlags(c)
 	out := c.Flags().String("out", "", "the file (one JSON object a line)")
 	_ = c.MarkFlagRequired("out")

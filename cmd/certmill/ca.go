@@ -131,7 +131,7 @@ func caRenewCommand() *cobra.Command {
 that off, and for the day on which no signer runs.`,
 	}
 	source := sourceFlags(c)
-	c.Flags().StringVar(&specFile, "spec", "", "the file that `ca init` was given")
+	c.Flags().StringVar(&specFile, "spec", "", "the file that \"ca init\" was given")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		spec, err := loadSpec(specFile)
 		if err != nil {

@@ -144,7 +144,7 @@ in the audit trail, the certificate in the ledger.`,
 	f.StringSliceVar(&in.DNSDomains, "dns-domain", nil, `domain of DNS names that it may sign, such as "svc" for istiod's own (default: none)`)
 	f.StringVar(&in.CommonName, "common-name", "mesh CA", "begins the subject's common name")
 	f.StringVar(&lifetime, "lifetime", "90d", "1h to 365d")
-	f.StringVar(&specFile, "spec", "", "the file that `ca init` was given")
+	f.StringVar(&specFile, "spec", "", "the file that \"ca init\" was given")
 	f.StringVar(&out, "out", ".", "folder for the files that the mesh expects")
 	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/certmill/certmill/cmd/certmill/roles"
 	"github.com/certmill/certmill/internal/csr"
 	"github.com/certmill/certmill/internal/problem"
 	"github.com/certmill/certmill/internal/profile"
@@ -35,7 +36,13 @@ those of every certificate. The profile must allow the caller kind "local".`,
 	}
 	source := sourceFlags(c)
 	r.add(c, "ca issue")
+	r.local = true
+	c.Flags().Lookup("profile").Usage = "certificate profile; needed, there is no gateway with a default"
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if r.profile == "" {
+			return usage("--profile is needed here; there is no gateway with a default")
+		}
+		r.command += fromSource(source)
 		return atDesk(c.Context(), *source, true, func(d *desk) error { return d.issue(c, &r) })
 	}
 	return c
@@ -46,40 +53,54 @@ func (d *desk) issue(c *cobra.Command, r *requestFlags) error {
 	if err != nil {
 		return err
 	}
-	cert, err := d.certify(c.Context(), message)
-	if err != nil {
+	cert, asked, err := d.certify(c.Context(), message)
+	switch {
+	case err != nil && !asked:
+		r.discardKey()
+		return err
+	case err != nil:
 		return r.failed(err, message.Csr)
 	}
 	return r.deliver(c, cert)
 }
 
-// certify issues one certificate on the signer's path.
-func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *certmillv1.Certificate, err error) {
+// fromSource writes the flags that name a configuration.
+func fromSource(s *roles.Source) string {
+	text := ""
+	if s.File != "" {
+		text = " --config " + s.File
+	}
+	for _, set := range s.Set {
+		text += " --set " + set
+	}
+	return text
+}
+
+// certify issues one certificate on the signer's path. Unless asked there is none,
+// whatever the error.
+func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *certmillv1.Certificate, asked bool, err error) {
 	profiles, err := profile.LoadDir(d.cfg.ProfilesDir)
 	if err != nil {
-		return nil, usageError{err}
-	}
-	if m.Profile == "" {
-		return nil, usage("--profile is needed here; there is no gateway with a default")
+		return nil, false, usageError{err}
 	}
 	p, err := profiles.Get(m.Profile)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	parsed, err := csr.Parse(m.Csr)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	issuer, key, err := d.issuer(ctx, p.IssuerNames())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	actor := localCaller()
 	direct, err := signer.NewDirect(ctx, signer.DirectConfig{
 		Name: "ca-issue", Actor: actor, Issuer: issuer, Key: key, TokenSerial: d.token.Info().Serial, Profiles: profiles, LintShare: 1,
 	}, d.book, signer.Deps{})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer func() { err = errors.Join(err, direct.Close(context.WithoutCancel(ctx))) }()
 	request := profile.FromCSR(parsed)
@@ -89,19 +110,19 @@ func (d *desk) certify(ctx context.Context, m *certmillv1.IssueRequest) (cert *c
 	request.Owner, request.Service, request.Environment = m.Metadata.Owner, m.Metadata.Service, m.Metadata.Environment
 	out, err := direct.Issue(ctx, signer.DirectRequest{Request: request, CSR: parsed.SHA256, RequestID: m.RequestId, Reuse: time.Hour})
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	if out.Duplicate {
 		_, revocation, err := d.book.Certificate(ctx, out.Certificate.Serial)
 		if err != nil {
-			return nil, err
+			return nil, true, err
 		}
 		if revocation != nil {
-			return nil, &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "revoked",
+			return nil, true, &problem.Error{Kind: problem.Conflict, Field: "request_id", Rule: "revoked",
 				Detail: fmt.Sprintf("the certificate of this request, %s, is revoked since %s; a new one needs a new request id", revocation.Serial, when(revocation.RevokedAt))}
 		}
 	}
-	return asMessage(out, issuer, m.RequestId), nil
+	return asMessage(out, issuer, m.RequestId), true, nil
 }
 
 // issuer returns the active generation of the first issuer whose key is in the token.

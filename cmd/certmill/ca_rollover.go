@@ -63,7 +63,7 @@ func rolloverPrepareCommand() *cobra.Command {
 	var r recording
 	c := &cobra.Command{Use: "prepare", Short: "Make and publish the next generation; it issues nothing yet; safe to repeat", Args: cobra.NoArgs}
 	source := sourceFlags(c)
-	c.Flags().StringVar(&specFile, "spec", "", "file that says what the CA is like, as for `ca init`")
+	c.Flags().StringVar(&specFile, "spec", "", "file that says what the CA is like, as for \"ca init\"")
 	c.Flags().StringVar(&issuer, "issuer", "", "name of the issuing CA in it (default: that of issuing)")
 	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -106,7 +106,7 @@ func rolloverActivateCommand() *cobra.Command {
 	var published time.Duration
 	c := &cobra.Command{Use: "activate", Short: "Have the prepared generation issue from now on", Args: cobra.NoArgs}
 	source := sourceFlags(c)
-	c.Flags().StringVar(&specFile, "spec", "", "the file that `prepare` was given")
+	c.Flags().StringVar(&specFile, "spec", "", "the file that \"prepare\" was given")
 	c.Flags().StringVar(&issuer, "issuer", "", "name of the issuing CA in it (default: that of issuing)")
 	r.add(c)
 	c.Flags().DurationVar(&published, "published-for", 10*time.Minute, "refuse a generation that was prepared less than this ago: gateways must know it and its CRLs must be there")
@@ -143,7 +143,7 @@ OCSP signer end. Refused while it has certificates that have not expired, unless
 given: those cannot be checked for revocation any more. There is no way back.`,
 	}
 	source := sourceFlags(c)
-	c.Flags().Int32Var(&generation, "generation", 0, "the generation's number, from `certmill ca show`")
+	c.Flags().Int32Var(&generation, "generation", 0, "the generation's number, from \"certmill ca show\"")
 	c.Flags().BoolVar(&force, "force", false, "although certificates of it have not expired")
 	r.add(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {

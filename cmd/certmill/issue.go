@@ -27,6 +27,8 @@ type requestFlags struct {
 	force                       bool
 	// command is what a person would repeat.
 	command string
+	// local: no gateway is asked.
+	local bool
 }
 
 func (r *requestFlags) add(c *cobra.Command, command string) {

@@ -89,7 +89,7 @@ func (r *requestFlags) failed(cause error, csr []byte) error {
 	switch problem.KindOf(cause) {
 	case problem.Unavailable, problem.Overloaded, problem.Internal:
 	default:
-		_ = os.Remove(r.keyMade)
+		r.discardKey()
 		return cause
 	}
 	csrFile := strings.TrimSuffix(r.keyMade, ".key") + ".csr"
@@ -104,13 +104,21 @@ func (r *requestFlags) failed(cause error, csr []byte) error {
 			again = append(again, f.flag, f.value)
 		}
 	}
-	return &lostAnswer{cause: cause, key: r.keyMade, again: strings.Join(again, " ")}
+	return &lostAnswer{cause: cause, key: r.keyMade, again: strings.Join(again, " "), local: r.local}
+}
+
+// discardKey removes a key that was made for nothing.
+func (r *requestFlags) discardKey() {
+	if r.keyMade != "" {
+		_ = os.Remove(r.keyMade)
+	}
 }
 
 // lostAnswer is a failure after which the certificate may exist all the same.
 type lostAnswer struct {
 	cause      error
 	key, again string
+	local      bool // no gateway was asked
 }
 
 // Error is the cause's.
@@ -121,6 +129,10 @@ func (e *lostAnswer) Unwrap() error { return e.cause }
 
 // advice says how to get the certificate that may exist.
 func (e *lostAnswer) advice() string {
-	return "→ is the gateway up (`certmill dev`, or its /readyz)? The certificate may have been issued: the key is kept in " + e.key +
+	first := "→ is the gateway up (`certmill dev`, or its /readyz)? "
+	if e.local {
+		first = "→ "
+	}
+	return first + "The certificate may have been issued: the key is kept in " + e.key +
 		"; ask again for the same one with\n  " + e.again
 }

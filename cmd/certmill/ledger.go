@@ -24,11 +24,18 @@ func ledgerCommand() *cobra.Command {
 	return c
 }
 
+// ledgerSource is sourceFlags for a command that works on the ledger alone.
+func ledgerSource(c *cobra.Command) *roles.Source {
+	s := sourceFlags(c)
+	c.Flags().Lookup("config").Usage = "configuration file (YAML) of the role ledger, with no section of another role; config/maintenance.yaml of \"certmill dev\""
+	return s
+}
+
 // ledgerTool makes a command that works on the ledger alone. --url stands in for a
 // configuration file.
 func ledgerTool(use, short string, run func(*cobra.Command, roles.LedgerConfig) error) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs}
-	source := sourceFlags(c)
+	source := ledgerSource(c)
 	url := c.Flags().String("url", "", "connection string of the database, as ledger.url")
 	passwordFile := c.Flags().String("password-file", "", "file with its password, as ledger.password_file")
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -87,6 +87,9 @@ func applyFile(fields []Field, elements map[reflect.Type]reflect.Value, path str
 }
 
 // layer lays YAML over configuration fields and gathers what is wrong with it.
+// ErrUnknownKey is in the error of Load for each key that the configuration does not have.
+var ErrUnknownKey = errors.New("unknown key")
+
 type layer struct {
 	source   string // names the file in errors
 	elements map[reflect.Type]reflect.Value
@@ -113,7 +116,7 @@ func (l *layer) mapping(keys map[string]Field, prefix, at string, node ast.Node)
 		field, known := keys[prefix+name]
 		switch {
 		case !known:
-			l.wrong(entry.Key, "unknown key %q%s", at+name, suggest(keys, prefix+name))
+			l.wrong(entry.Key, "%w %q%s", ErrUnknownKey, at+name, suggest(keys, prefix+name))
 		case field.Section:
 			l.mapping(keys, prefix+name+".", at+name+".", entry.Value)
 		default:
@@ -227,7 +230,7 @@ func applySet(fields []Field, elements map[reflect.Type]reflect.Value, set []str
 		case !ok:
 			errs = append(errs, fmt.Errorf("--set %s: write key=value", pair))
 		case !known:
-			errs = append(errs, fmt.Errorf("--set %s: unknown key %q%s", pair, key, suggest(keys, key)))
+			errs = append(errs, fmt.Errorf("--set %s: %w %q%s", pair, ErrUnknownKey, key, suggest(keys, key)))
 		default:
 			if err := setText(f, elements, value); err != nil {
 				errs = append(errs, fmt.Errorf("--set %s: %w", key, err))

@@ -19,10 +19,10 @@ type NATS struct {
 	URL string `yaml:"url"`
 	// CAFile holds the roots for the servers' certificates.
 	CAFile string `yaml:"ca_file"`
-	// CertFile and KeyFile hold a client certificate, where the servers want one.
+	// CertFile and key_file hold a client certificate, where the servers want one.
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
-	// CredsFile holds a user JWT with its nkey seed; NKeyFile holds a bare nkey seed.
+	// CredsFile holds a user JWT with its nkey seed; nkey_file holds a bare nkey seed.
 	CredsFile string `yaml:"creds_file"`
 	NKeyFile  string `yaml:"nkey_file"`
 	// QueueKeyFile holds the keys that authenticate messages between gateways and

@@ -8,6 +8,19 @@ import (
 	"testing"
 )
 
+func TestAMissingTokenOfSoftHSMNamesTheVariableThatFindsIt(t *testing.T) {
+	const debian = "/usr/lib/softhsm/libsofthsm2.so"
+	for _, c := range []struct {
+		module, set string
+		hint        bool
+	}{{debian, "", true}, {debian, "/x/softhsm2.conf", false}, {"/usr/lib/softhsm/libvendor.so", "", false}} {
+		t.Setenv("SOFTHSM2_CONF", c.set)
+		if got := softHSMHint(c.module); strings.Contains(got, "SOFTHSM2_CONF") != c.hint {
+			t.Errorf("%s with %q: %q", c.module, c.set, got)
+		}
+	}
+}
+
 func TestURIsAreRead(t *testing.T) {
 	for in, want := range map[string]URI{
 		"pkcs11:": {},

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -223,10 +226,18 @@ func (t *Token) lookForSlot() (uint, error) {
 	case 1:
 		return slot, nil
 	case 0:
-		return 0, fmt.Errorf("%w; the module shows %q", errNoToken, seen)
+		return 0, fmt.Errorf("%w; the module shows %q%s", errNoToken, seen, softHSMHint(t.cfg.Module))
 	default:
 		return 0, fmt.Errorf("%d tokens match, with the serial numbers %q; name one by its serial number", len(found), found)
 	}
+}
+
+// softHSMHint says what may be missing where a module is SoftHSM by its name.
+func softHSMHint(module string) string {
+	if !strings.Contains(strings.ToLower(filepath.Base(module)), "softhsm") || os.Getenv("SOFTHSM2_CONF") != "" {
+		return ""
+	}
+	return "; SOFTHSM2_CONF is not set: it names SoftHSM's configuration file, and that the folder of the tokens"
 }
 
 // Info describes the token as it was found by Open.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"os"
+	"regexp"
 	"testing"
 
 	"github.com/certmill/certmill/cmd/certmill/roles"
@@ -62,5 +63,17 @@ func TestEveryKeyHasACommentOrSharesOneAndAVariableOfItsOwn(t *testing.T) {
 			}
 			seen[name] = f.Key
 		}
+	}
+}
+
+// TestTheReferenceNamesKeysAndNotGosFields: a comment that begins with a field's name has
+// it replaced by the key; what it names further on stands as it is.
+func TestTheReferenceNamesKeysAndNotGosFields(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := regexp.MustCompile(`\b[A-Z][A-Za-z]*(File|Dir|URL)\b`).FindAllString(string(text), -1); len(names) > 0 {
+		t.Errorf("docs/configuration.md names %v", names)
 	}
 }

@@ -48,18 +48,18 @@ func (d *dev) demo(ctx context.Context) error {
 
 func (d *dev) acts(folder string) []act {
 	in := func(name string) string { return filepath.Join(folder, name) }
-	root, issuing := d.path("root.pem"), d.path("issuing.pem")
+	root, issuing, reach := d.path("root.pem"), d.path("issuing.pem"), d.reach()
 	ocsp := fmt.Sprintf("openssl ocsp -issuer %s -cert %s -url http://%s/ -CAfile %s -no_nonce", issuing, in("leaf.pem"), d.ports.ocsp, root)
 	return []act{
 		{title: "The CA: root, issuing CA and OCSP signer, their keys in the HSM token", command: d.shown + " ca show --config " + d.path("config", "signer-1.yaml"), want: "pkcs11:"},
 		{title: "A key and a CSR, by openssl", command: "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout " + in("leaf.key") +
 			" -subj / -addext subjectAltName=DNS:demo.test -out " + in("leaf.csr") + " && openssl req -in " + in("leaf.csr") + " -noout -verify", want: "OK"},
-		{title: "The certificate", command: d.shown + " issue --profile server --csr " + in("leaf.csr") + " --out " + in("leaf.pem"), want: "dns:demo.test"},
+		{title: "The certificate", command: d.shown + " issue --profile server --csr " + in("leaf.csr") + " --out " + in("leaf.pem") + reach, want: "dns:demo.test"},
 		{title: "Verified by openssl against the root", command: "openssl verify -CAfile " + root + " -untrusted " + in("leaf.pem") + " " + in("leaf.pem"), want: ": OK"},
 		{title: "Its OCSP status", command: ocsp, want: ": good", within: 10 * time.Second},
-		{title: "Revoked", command: d.shown + " revoke " + in("leaf.pem") + " --reason superseded --comment demo", want: "superseded"},
+		{title: "Revoked", command: d.shown + " revoke " + in("leaf.pem") + " --reason superseded --comment demo" + reach, want: "superseded"},
 		{title: "Its OCSP status again", command: ocsp, want: ": revoked", within: 5 * time.Second},
-		{title: "The ledger's row", command: d.shown + " inspect " + in("leaf.pem"), want: "REVOKED"},
+		{title: "The ledger's row", command: d.shown + " inspect " + in("leaf.pem") + reach, want: "REVOKED"},
 	}
 }
 
@@ -94,13 +94,9 @@ func (d *dev) shell(ctx context.Context, command string) (string, error) {
 // firstCertificate issues one certificate, checks it and shows it.
 func (d *dev) firstCertificate(ctx context.Context) error {
 	d.say("\nThe first certificate:")
-	folder, err := os.MkdirTemp(d.dir.Path(), "first-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(folder)
-	leaf := filepath.Join(folder, "first.pem")
-	command := d.shown + " issue --profile server --dns first.test --out " + leaf + " --key-out " + filepath.Join(folder, "first.key")
+	leaf := d.path("first.pem")
+	// --force: a start that was broken off may have left the files.
+	command := d.shown + " issue --profile server --dns first.test --force --out " + leaf + " --key-out " + d.path("first.key")
 	out, err := d.shell(ctx, command)
 	d.print(indent(out))
 	if err != nil {

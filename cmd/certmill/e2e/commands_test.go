@@ -79,6 +79,11 @@ func TestMistakesEndWithTheirExitCode(t *testing.T) {
 		"a wrong key":         {[]string{"config", "check", "--role", "gateway", "--config", config}, 2, `gateway.yaml:2: unknown key "limts"; did you mean "limits"?`},
 		"a wrong reason":      {[]string{"revoke", unknown, "--reason", "certificateHold"}, 2, "superseded"},
 		"an existing key":     {[]string{"issue", "--dns", "a.test", "--profile", "server", "--key-out", broken}, 2, "--force"},
+		"no such signer":      {[]string{"signer", "drain", "nosuch", "--config", s.file("config/maintenance.yaml")}, 5, "signer-1, signer-2"},
+		"one not drained":     {[]string{"signer", "undrain", "nosuch", "--config", s.file("config/maintenance.yaml")}, 0, "nosuch was not drained"},
+		"another role's file": {[]string{"ledger", "status", "--config", s.file("config/signer-1.yaml")}, 2, "config/maintenance.yaml"},
+		"no profile there":    {[]string{"ca", "issue", "--config", s.file("config/signer-1.yaml"), "--dns", "a.test"}, 2, "--profile is needed"},
+		"no tokens' folder":   {[]string{"ca", "issue", "--config", s.file("config/signer-1.yaml"), "--profile", "server", "--dns", "a.test"}, 1, "SOFTHSM2_CONF"},
 		"a context not there": {[]string{"list", "--context", filepath.Join(dir, "none.yaml")}, 2, "none.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +162,70 @@ func TestBadRequestsAreToldWhy(t *testing.T) {
 	}
 }
 
+// TestTheNextStepsReachTheStackAndNameWhatIsThere follows what `certmill dev` says at its
+// end, in the folder that it was started in and without a context in the environment.
+func TestTheNextStepsReachTheStackAndNameWhatIsThere(t *testing.T) {
+	s := dev(t)
+	text := s.out.String()
+	named := regexp.MustCompile(`written to +(\S+), (\S+)`).FindStringSubmatch(text)
+	if named == nil {
+		t.Fatalf("it names no file of the first certificate:\n%s", text)
+	}
+	for _, name := range named[1:] {
+		if _, err := os.Stat(name); err != nil {
+			t.Errorf("it named a file: %v", err)
+		}
+	}
+	_, steps, _ := strings.Cut(text, "Try next")
+	t.Cleanup(func() { _, _ = os.Remove(s.file("web.test.pem")), os.Remove(s.file("web.test.key")) })
+	n := 0
+	for _, line := range strings.Split(steps, "\n") {
+		// status has an exit code of its own; the others end with 0.
+		if !regexp.MustCompile(`^  \S+ (issue|inspect|revoke|console) `).MatchString(line) {
+			continue
+		}
+		n++
+		cmd := exec.CommandContext(t.Context(), "sh", "-c", line)
+		cmd.Dir = s.dir
+		for _, v := range os.Environ() {
+			if !strings.HasPrefix(v, "CERTMILL_") {
+				cmd.Env = append(cmd.Env, v)
+			}
+		}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v\n%s", line, err, out)
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d steps were found in\n%s", n, steps)
+	}
+}
+
+// TestACorrectedCommandAtTheDeskIsNotInItsOwnWay has `ca issue` fail before anything is
+// asked of the CA.
+func TestACorrectedCommandAtTheDeskIsNotInItsOwnWay(t *testing.T) {
+	s := dev(t)
+	dir := t.TempDir()
+	issue := func(profile string) (string, error) {
+		cmd := s.command(t, "ca", "issue", "--config", s.file("config/signer-1.yaml"), "--profile", profile, "--dns", "localhost", "--ip", "127.0.0.1")
+		cmd.Dir, cmd.Env = dir, append(cmd.Env, "SOFTHSM2_CONF="+s.file("softhsm2.conf"))
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for profile, want := range map[string]int{"": 2, "nosuch": 3} {
+		out, err := issue(profile)
+		if exitCode(err) != want || strings.Contains(out, "gateway up") || strings.Contains(out, "is kept") {
+			t.Errorf("profile %q: %v\n%s", profile, err, out)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("profile %q: %v is left, %v", profile, left, err)
+		}
+	}
+	if out, err := issue("gateway-tls"); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // TestEveryRoleIsRestartedAfterKill kills every role; each is ready again by itself.
 func TestEveryRoleIsRestartedAfterKill(t *testing.T) {
 	s := dev(t)
@@ -179,14 +244,26 @@ func TestEveryRoleIsRestartedAfterKill(t *testing.T) {
 	}
 }
 
-// TestEveryRoleTellsOfItself reads the metrics of every role, and looks for each in the
-// status of the service.
+// served finds the names of a role's own metrics among what it serves.
+var served = regexp.MustCompile(`(?m)^# TYPE (certmill_\S+) `)
+
+// TestEveryRoleTellsOfItself reads the metrics of every role, looks for each metric in
+// their reference, and for each role in the status of the service.
 func TestEveryRoleTellsOfItself(t *testing.T) {
 	s := dev(t)
-	for role, prefix := range map[string]string{"gateway": "certmill_gateway_", "signer-1": "certmill_signer_", "presigner": "certmill_presign_", "responder": "certmill_ocsp_"} {
+	reference, err := os.ReadFile("../../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for role, prefix := range map[string]string{"gateway": "certmill_gateway_", "signer-1": "certmill_signer_", "presigner": "certmill_presign_", "responder": "certmill_ocsp_", "maintenance": "certmill_ledger_"} {
 		body := s.operator(t, role, "/metrics")
 		if !strings.Contains(body, "\n"+prefix) {
 			t.Errorf("%s has no metric %s…", role, prefix)
+		}
+		for _, m := range served.FindAllStringSubmatch(body, -1) {
+			if !strings.Contains(string(reference), "| `"+m[1]+"` |") {
+				t.Errorf("the %s serves %s, which docs/metrics.md does not have: roles.Metrics must register it", role, m[1])
+			}
 		}
 	}
 	eventually(t, 30*time.Second, func() error {

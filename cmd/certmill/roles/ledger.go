@@ -3,6 +3,7 @@ package roles
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -55,7 +56,13 @@ func ledgerRole() Role {
 }
 
 // LoadLedger reads the configuration of the ledger's tools.
-func LoadLedger(s Source) (LedgerConfig, error) { return load("ledger", DefaultLedger(), nil, s) }
+func LoadLedger(s Source) (LedgerConfig, error) {
+	cfg, err := load("ledger", DefaultLedger(), nil, s)
+	if s.File != "" && errors.Is(err, config.ErrUnknownKey) {
+		err = fmt.Errorf("%w\nthis command takes a configuration of the role ledger, which has the sections ledger and telemetry and maintain_interval, and no section of another role; that of `certmill dev` is config/maintenance.yaml in its folder", err)
+	}
+	return cfg, err
+}
 
 // openLedger opens the ledger, waiting for a database that is away.
 func openLedger(ctx context.Context, cfg config.Ledger, tel *telemetry.Telemetry) (*ledger.Ledger, error) {
