@@ -199,10 +199,11 @@ func (s *session) capacity(ctx context.Context, find *search) (*report.Capacity,
 		out.GaveWay = gaveWay(last, find.objective)
 		return out, last, err
 	}
-	// Where nothing came to be asked, nothing gave way.
-	maps.DeleteFunc(broke, func(_ float64, r *report.Run) bool { return r.OK+r.Failed == 0 && len(broke) > 1 })
-	if len(broke) > 0 {
-		out.GaveWay = gaveWay(broke[slices.Min(slices.Collect(maps.Keys(broke)))], find.objective)
+	for _, above := range slices.Sorted(maps.Keys(broke)) {
+		out.GaveWay = gaveWay(broke[above], find.objective)
+		if broke[above].OK+broke[above].Failed > 0 {
+			break // else nothing came to be asked, which says little
+		}
 	}
 	return out, held[rate], err
 }

@@ -274,7 +274,7 @@ func (s *session) result(plan schedule.Schedule) *report.Result {
 	o := s.o
 	r := &report.Result{Format: report.Format, Started: time.Now(), Label: o.label, Machine: observe.Here(), Plan: report.Plan{
 		Target: s.kind.Name, Summary: s.kind.Summary, URL: o.server.URL, Unit: string(s.kind.Subject), Loop: "closed",
-		Profile: o.server.Profile, Lifetime: o.server.Lifetime.Seconds(), Name: o.name, KeyTypes: strings.Join(o.keyTypes, ","),
+		Profile: o.server.Profile, Lifetime: o.server.Lifetime.Seconds(),
 		Check: o.share, CheckRow: o.row != "", CheckOCSP: o.status != "", Seed: o.seed,
 		Seconds: o.duration.Seconds(), Warmup: o.warmup.Seconds(), Timeout: o.timeout.Seconds(),
 		InFlight: o.callers, Connections: o.server.Connections,
@@ -290,6 +290,7 @@ func (s *session) result(plan schedule.Schedule) *report.Result {
 	}
 	if s.csrs != nil {
 		csrs, keys := s.csrs.Size()
+		r.Plan.Name, r.Plan.KeyTypes = o.name, strings.Join(o.keyTypes, ",")
 		r.Plan.Keys = fmt.Sprintf("%d CSRs of %d keys (%s), each used at most %d times", csrs, keys, strings.Join(o.keyTypes, ", "), o.maxReuse)
 	} else {
 		r.Plan.Keys = fmt.Sprintf("%d serials, at random", len(s.statuses))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -69,6 +70,10 @@ func (v *view) Verdict() (out struct{ Text, Class string }) {
 		out.Text, out.Class = "wrong answers", "bad"
 	case len(v.Missed) > 0:
 		out.Text, out.Class = "objective not held", "bad"
+	case slices.ContainsFunc(v.Runs, func(r Run) bool { return r.OK == 0 }):
+		out.Text, out.Class = "nothing was answered", "bad"
+	case v.Capacity != nil && v.Capacity.Ended != "":
+		out.Text, out.Class = "ended early", "neutral"
 	case v.Scale != nil:
 		out.Text, out.Class = fmt.Sprintf("%d steps", len(v.Scale)), "neutral"
 	case v.Objective != "":

@@ -278,3 +278,40 @@ func TestJoinedErrorsAreSetApart(t *testing.T) {
 		}
 	}
 }
+
+// What was asked for, which checks were not made, and what ended early stands in the report
+// and in the table.
+func TestWhatWasNotDoneIsTold(t *testing.T) {
+	r := sample()
+	r.Plan.Name, r.Plan.KeyTypes, r.Plan.Profile, r.Plan.Lifetime, r.Plan.Seed = "w{n}.load.test", "p256", "short", 86400, 7
+	r.Runs[0].Checks.Skipped, r.Runs[0].Checks.Unmade, r.Runs[0].Checks.UnmadeWhy = 651, 144, "no OCSP answer"
+	both := map[string]string{}
+	both["report"] = written(t, "told.html", r)
+	var table strings.Builder
+	if err := r.WriteTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	both["table"] = table.String()
+	for where, text := range both {
+		for _, want := range []string{"651", "144", "no OCSP answer"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%q is missing in the %s", want, where)
+			}
+		}
+	}
+	if want := "name w{n}.load.test, keys p256, profile short, lifetime 24h0m0s, arrivals from seed 7"; !strings.Contains(both["report"], want) {
+		t.Errorf("%q is missing in the report", want)
+	}
+	r.Missed, r.Capacity = nil, &Capacity{Rate: 150, Ended: "interrupted"}
+	if text := written(t, "ended.html", r); !strings.Contains(text, ">ended early<") || strings.Contains(text, ">objective held<") {
+		t.Error("a search that ended early is not told from one that was made whole")
+	}
+	r.Capacity, r.Runs[0].OK = nil, 0
+	if text := written(t, "nothing.html", r); !strings.Contains(text, ">nothing was answered<") {
+		t.Error("a run without an answer has no verdict")
+	}
+	r.Scale = []Step{{Signers: 1, Capacity: Capacity{Rate: 60, Ceiling: true}}}
+	if text := written(t, "scale.html", r); !strings.Contains(text, "at least 60/s (--most)") || !strings.Contains(text, "unknown") {
+		t.Error("a ceiling is taken for the capacity")
+	}
+}

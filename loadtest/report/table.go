@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 )
 
@@ -28,11 +29,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 	if len(r.Scale) > 0 {
 		fmt.Fprintf(t, "\nsigners\tcapacity\tof linear\tgave way\n")
 		for _, s := range r.Scale {
-			share := "unknown"
-			if s.Linear > 0 {
-				share = fmt.Sprintf("%.2f", s.Linear)
-			}
-			fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", s.Signers, s.Capacity.rate(), share, first(s.Capacity.GaveWay))
+			fmt.Fprintf(t, "%d\t%s\t%s\t%s\n", s.Signers, s.Capacity.Highest(), s.Share(), first(s.Capacity.GaveWay))
 		}
 	}
 	switch {
@@ -140,7 +137,7 @@ func (c *Capacity) write(t io.Writer, objective string) {
 		}
 		fmt.Fprintf(t, "%.0f/s\t%.0f/s\t%s\t%s\t%.3g%%\t%s\n", x.Rate, x.Reached, digits(x.Latency.P50), digits(x.Latency.P99), 100*x.Errors, word)
 	}
-	fmt.Fprintf(t, "\ncapacity\t%s with %s\n", c.rate(), objective)
+	fmt.Fprintf(t, "\ncapacity\t%s with %s\n", c.Highest(), objective)
 	for i, g := range c.GaveWay {
 		label := ""
 		if i == 0 {
@@ -150,13 +147,39 @@ func (c *Capacity) write(t io.Writer, objective string) {
 	}
 }
 
-// rate is the capacity for people.
-func (c *Capacity) rate() string {
+// Highest is the capacity for people.
+func (c *Capacity) Highest() string {
 	text := fmt.Sprintf("%.0f/s", c.Rate)
 	if c.Ceiling {
 		return "at least " + text + " (--most)"
 	}
 	return text
+}
+
+// Share is the share of linear for people.
+func (s Step) Share() string {
+	if s.Linear == 0 {
+		return "unknown"
+	}
+	return fmt.Sprintf("%.2f", s.Linear)
+}
+
+// Asked is what the requests asked for, for people; "" for OCSP.
+func (p Plan) Asked() string {
+	if p.KeyTypes == "" || p.Name == "" {
+		return ""
+	}
+	parts := []string{"name " + p.Name, "keys " + p.KeyTypes}
+	if p.Profile != "" {
+		parts = append(parts, "profile "+p.Profile)
+	}
+	if p.Lifetime > 0 {
+		parts = append(parts, "lifetime "+time.Duration(p.Lifetime*float64(time.Second)).String())
+	}
+	if p.Loop == "open" {
+		parts = append(parts, fmt.Sprintf("arrivals from seed %d", p.Seed))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // digits writes a figure with three digits, or all before the point.
