@@ -60,8 +60,8 @@ func (s *search) prepare(o *options) error {
 	if !(s.precision > 0 && s.precision <= 0.5) {
 		return fmt.Errorf("--precision is above 0 and at most 0.5, not %v", s.precision)
 	}
-	if !(s.most > 0 && s.most <= schedule.MaxRate) {
-		return fmt.Errorf("--most is above 0 and at most %d, not %v", schedule.MaxRate, s.most)
+	if !(s.most >= 1 && s.most <= schedule.MaxRate) {
+		return fmt.Errorf("--most is 1 to %d, not %v", schedule.MaxRate, s.most)
 	}
 	if !(s.start >= 0 && s.start <= s.most) {
 		return fmt.Errorf("--start is 0 to --most, which is %v, not %v", s.most, s.start)
@@ -99,17 +99,22 @@ Objectives: ` + report.ObjectiveHelp,
 			r := s.result(nil)
 			r.Plan.Loop, r.Plan.InFlight, r.Objective = "open", s.inFlight(), find.objective.String()
 			found, run, err := s.capacity(c.Context(), find)
-			if err = errors.Join(err, s.close()); err != nil && !interrupted(err) && !errors.Is(err, errWrong) || len(found.Trials) == 0 {
-				return nothingMeasured(err)
+			cerr := s.close()
+			wrong := errors.Is(err, errWrong)
+			if len(found.Trials) == 0 && !wrong {
+				return errors.Join(nothingMeasured(err), cerr)
+			}
+			if wrong {
+				err = nil // the verdict says it
 			}
 			r.Capacity = found
 			if run != nil {
 				r.Runs = []report.Run{*run}
 			}
-			if found.Rate == 0 {
+			if found.Rate == 0 && found.Ended == "" {
 				r.Missed = found.GaveWay
 			}
-			return ended(deliver(c, o, r), err)
+			return errors.Join(ended(deliver(c, o, r), err), cerr)
 		},
 	}
 	find.add(c, o)
@@ -122,13 +127,15 @@ func plannedTrials(o *options, s *search) int64 {
 	return int64(min(s.most, 20_000) * o.duration.Seconds())
 }
 
-// edge finds the highest rate that try holds: up by halves until one does not, then
-// between. What is found must hold a second time, or the search goes on below it, from the
-// next lower rate that has held. With an error it returns the highest that had held.
+// edge finds the highest rate, in whole requests a second, that try holds: up by halves
+// until one does not, then between. What is found must hold a second time, or the search
+// goes on below it, from the next lower rate that has held. With an error it returns the
+// highest that had held.
 func (f *search) edge(start float64, try func(rate float64) (held bool, err error)) (float64, error) {
+	most := math.Floor(f.most)
 	low, high := 0.0, math.Inf(1)
 	var below []float64 // rates lower than low that have held
-	for rate := math.Min(math.Max(start, 1), f.most); ; {
+	for rate := math.Min(math.Max(math.Round(start), 1), most); ; {
 		held, err := try(rate)
 		if err != nil {
 			return low, err
@@ -139,65 +146,63 @@ func (f *search) edge(start float64, try func(rate float64) (held bool, err erro
 		} else {
 			high = rate
 		}
-		switch {
-		case low < f.most && math.IsInf(high, 1):
-			rate = math.Min(low*1.5, f.most)
-		case low == 0 && high > 1:
-			rate = math.Max(high/2, 1)
-		case low == 0:
-			return 0, nil
-		case low < f.most && high/low > 1+f.precision && high-low > 1:
-			rate = (low + high) / 2
-		default:
-			held, err := try(low)
-			if err != nil || held {
-				return low, err
-			}
-			// It had held by luck.
-			high = low
-			low, below = below[len(below)-1], below[:len(below)-1]
-			if rate = (low + high) / 2; low == 0 {
-				rate = math.Max(high*(1-2*f.precision), 1)
+		for found := true; found; {
+			found = false
+			switch {
+			case low < most && math.IsInf(high, 1):
+				rate = math.Min(math.Ceil(low*1.5), most)
+			case low == 0 && high > 1:
+				rate = math.Max(math.Floor(high/2), 1)
+			case low == 0:
+				return 0, nil
+			case low < most && high/low > 1+f.precision && high-low > 1:
+				rate = math.Round((low + high) / 2)
+			default:
+				held, err := try(low)
+				if err != nil || held {
+					return low, err
+				}
+				// It had held by luck; the next lower may have been found already.
+				high, found = low, true
+				low, below = below[len(below)-1], below[:len(below)-1]
 			}
 		}
 	}
 }
 
-// capacity searches, and returns also the run at the highest rate that held.
+// capacity searches, and returns also the run at the highest rate that held, or the one in
+// which an answer was wrong.
 func (s *session) capacity(ctx context.Context, find *search) (*report.Capacity, *report.Run, error) {
 	out := &report.Capacity{}
 	start := find.start
 	if start == 0 {
 		probe, err := s.probe(ctx)
 		if err != nil {
-			return out, nil, err
+			return out, probe, err
 		}
-		start = probe / 2
+		start = probe.RateReached / 2
 	}
 	held, broke := map[float64]*report.Run{}, map[float64]*report.Run{}
+	var last *report.Run
 	rate, err := find.edge(start, func(rate float64) (bool, error) {
-		rate = math.Round(rate)
 		run, ok, err := s.try(ctx, find, rate, out)
 		if err == nil && !ok && find.doubtful(run) {
 			run, ok, err = s.try(ctx, find, rate, out)
 		}
-		if ok {
+		if last = run; ok {
 			held[rate] = run
 		} else if run != nil {
 			broke[rate] = run
 		}
 		return ok, err
 	})
-	out.Rate = math.Round(rate)
-	rate = out.Rate
-	out.Ceiling = err == nil && rate >= math.Round(find.most)
-	if interrupted(err) {
-		out.Ended = interruptedRun
-	}
+	out.Rate, out.Ceiling = rate, err == nil && rate >= math.Floor(find.most)
 	if errors.Is(err, errWrong) {
-		last := broke[out.Trials[len(out.Trials)-1].Rate]
 		out.GaveWay = gaveWay(last, find.objective)
 		return out, last, err
+	}
+	if interrupted(err) {
+		out.Ended = interruptedRun
 	}
 	for _, above := range slices.Sorted(maps.Keys(broke)) {
 		out.GaveWay = gaveWay(broke[above], find.objective)
@@ -215,21 +220,24 @@ func (f *search) doubtful(r *report.Run) bool {
 }
 
 // probe finds out roughly what the target can do.
-func (s *session) probe(ctx context.Context) (float64, error) {
+func (s *session) probe(ctx context.Context) (*report.Run, error) {
 	const callers = 64
 	run, err := s.measure(ctx, load{callers: callers, duration: 5 * time.Second, warmup: time.Second, title: "probe: 64 callers"})
+	if run != nil && run.Checks.Wrong > 0 {
+		return run, errWrong
+	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if run.OK == 0 {
 		reason := "nothing was answered"
 		if len(run.Errors) > 0 {
 			reason = run.Errors[0].Kind + ": " + run.Errors[0].Example
 		}
-		return 0, fmt.Errorf("the target does not serve: %s", reason)
+		return nil, fmt.Errorf("the target does not serve: %s", reason)
 	}
 	s.view.note("64 callers in a closed loop reach %.0f/s", run.RateReached)
-	return run.RateReached, nil
+	return run, nil
 }
 
 // try makes one trial and notes it.
@@ -237,7 +245,10 @@ func (s *session) try(ctx context.Context, find *search, rate float64, out *repo
 	run, err := s.measure(ctx, load{
 		plan: schedule.Constant(rate, schedule.Poisson), duration: find.trial, warmup: find.warmup, title: fmt.Sprintf("trial at %.0f/s", rate),
 	})
-	if err != nil {
+	if err != nil && (run == nil || run.Checks.Wrong == 0) {
+		return nil, false, err
+	}
+	if err := nothingChecked(run); err != nil {
 		return nil, false, err
 	}
 	t := report.Trial{Rate: rate, Missed: find.objective.Missed(&run.Summary), Reached: run.RateReached, Latency: run.Latency,

@@ -100,14 +100,12 @@ func run(c *cobra.Command, o *options) error {
 	r := s.result(plan)
 	s.view.note("%s at %s: %s", r.Plan.Summary, r.Plan.URL, r.Plan.Keys)
 	r.Runs, err = s.runs(c.Context(), load{plan: plan, callers: o.callers, duration: o.duration, warmup: o.warmup}, o.repeat, o.pause)
-	if cerr := s.close(); err == nil {
-		err = cerr
-	}
-	if len(r.Runs) == 0 || err != nil && !interrupted(err) {
-		return nothingMeasured(err)
+	cerr := s.close()
+	if len(r.Runs) == 0 {
+		return errors.Join(nothingMeasured(err), cerr)
 	}
 	r.Objective, r.Missed = objective.String(), missed(objective, r.Runs)
-	return ended(deliver(c, o, r), err)
+	return errors.Join(ended(deliver(c, o, r), err), cerr)
 }
 
 // deliver writes the result wherever it was asked for, and returns its verdict. What can

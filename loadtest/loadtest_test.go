@@ -494,6 +494,25 @@ func TestScaleFailsWhereNothingHolds(t *testing.T) {
 	}
 }
 
+// The wrong answer is in the result, and the steps before it would be.
+func TestAWrongAnswerEndsScale(t *testing.T) {
+	out, err := certmill(t, "json", "scale", "--url", liar(t), "--signers", "1,2", "--signers-ready", "1ms", "--hook", "true",
+		"-d", "600ms", "--warmup", "100ms", "--settle", "1ms", "--start", "40")
+	var r report.Result
+	if code(err) != ExitWrong || json.Unmarshal([]byte(out), &r) != nil || len(r.Runs) != 1 || len(r.Runs[0].Checks.Examples) == 0 {
+		t.Errorf("exit code %d, %v\n%s", code(err), err, out)
+	}
+}
+
+// A ledger that cannot be asked is no wrong answer, and a run in which no check could be
+// made has not checked.
+func TestARunWithoutAnyCheckFails(t *testing.T) {
+	out, err := certmill(t, "text", "run", "--target", "floor", "--rate", "50", "-d", "600ms", "--warmup", "0s", "--check", "1", "--check-row", "127.0.0.1:1")
+	if code(err) != exitFailed || !strings.Contains(err.Error(), "checks could be made") || !strings.Contains(out, "could not be checked in full") || strings.Contains(out, "WRONG") {
+		t.Errorf("exit code %d, error %v\n%s", code(err), err, out)
+	}
+}
+
 func TestLinear(t *testing.T) {
 	step := func(signers int, rate float64, ceiling bool) report.Step {
 		return report.Step{Signers: signers, Capacity: report.Capacity{Rate: rate, Ceiling: ceiling}}

@@ -219,7 +219,7 @@ func (s *session) runs(ctx context.Context, l load, n int, pause time.Duration) 
 			l.title = fmt.Sprintf("run %d of %d", i+1, n)
 		}
 		run, err := s.measure(ctx, l)
-		if run != nil && run.Asked > 0 {
+		if run != nil && (run.Asked > 0 || run.Checks.Wrong > 0) {
 			out = append(out, *run)
 		}
 		if err != nil {
@@ -291,13 +291,16 @@ func nothingMeasured(err error) error {
 	return err
 }
 
-// ended is the error of a command whose result has been delivered with a verdict: of one
-// that a person ended, it is that.
+// ended is the error of a command that err has ended, and whose result has been delivered
+// with a verdict.
 func ended(verdict, err error) error {
 	if verdict == nil && interrupted(err) {
 		return &exitError{exitFailed, "interrupted: the figures are of what was measured until then"}
 	}
-	return verdict
+	if interrupted(err) {
+		return verdict
+	}
+	return errors.Join(verdict, err)
 }
 
 // verdict turns a result into the command's error.
@@ -308,15 +311,25 @@ func verdict(r *report.Result) error {
 	case len(r.Missed) > 0:
 		return &exitError{ExitObjective, "the objective was not held: " + strings.Join(r.Missed, "; ")}
 	}
-	return errors.Join(nothingAnswered(r), nothingChecked(r))
+	runs := make([]*report.Run, len(r.Runs))
+	for i := range r.Runs {
+		runs[i] = &r.Runs[i]
+	}
+	return errors.Join(nothingAnswered(r), nothingChecked(runs...))
 }
 
-// nothingChecked fails a result in which checks were asked for and none could be made.
-func nothingChecked(r *report.Result) error {
-	for i := range r.Runs {
-		if c := &r.Runs[i].Checks; c.Checked == 0 && c.Unmade > 0 {
-			return &exitError{exitFailed, fmt.Sprintf("none of %d checks could be made; the first: %s", c.Unmade, c.UnmadeWhy)}
+// nothingChecked fails runs in which checks were asked for and none could be made.
+func nothingChecked(runs ...*report.Run) error {
+	for _, r := range runs {
+		c := &r.Checks
+		if c.Checked > 0 || c.Unmade+c.Skipped == 0 {
+			continue
 		}
+		why := c.UnmadeWhy
+		if why == "" {
+			why = "they were not done in time"
+		}
+		return &exitError{exitFailed, fmt.Sprintf("none of %d checks could be made: %s", c.Unmade+c.Skipped, why)}
 	}
 	return nil
 }

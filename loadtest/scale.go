@@ -72,7 +72,14 @@ func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
 	}
 	for _, n := range sc.signers {
 		var step report.Step
-		if step, err = s.step(c.Context(), find, sc, crew, n); err != nil {
+		var run *report.Run
+		step, run, err = s.step(c.Context(), find, sc, crew, n)
+		if errors.Is(err, errWrong) {
+			s.view.note("with %d signers an answer was wrong", n)
+			r.Runs, err = []report.Run{*run}, nil // the verdict says it
+			break
+		}
+		if err != nil {
 			break
 		}
 		r.Scale = append(r.Scale, step)
@@ -82,11 +89,11 @@ func scale(c *cobra.Command, o *options, find *search, sc *scaling) error {
 		}
 		s.view.note("%d signers: %.0f/s", n, step.Capacity.Rate)
 	}
-	err = errors.Join(err, crew.end(), s.close())
-	if len(r.Scale) == 0 || err != nil && !interrupted(err) {
-		return nothingMeasured(err)
+	cerr := errors.Join(crew.end(), s.close())
+	if len(r.Scale)+len(r.Runs) == 0 {
+		return errors.Join(nothingMeasured(err), cerr)
 	}
-	return ended(deliver(c, o, r), err)
+	return errors.Join(ended(deliver(c, o, r), err), cerr)
 }
 
 // linear is how near to linear the last step is to the first; 0: unknown, where one held
@@ -111,30 +118,29 @@ func (sc *scaling) validate(dev string) error {
 	return nil
 }
 
-// step sets the number of signers and finds the capacity.
-func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *crew, n int) (report.Step, error) {
+// step sets the number of signers and finds the capacity; the run is as capacity's.
+func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *crew, n int) (report.Step, *report.Run, error) {
 	out := report.Step{Signers: n}
 	if sc.hook != "" {
 		cmd := exec.CommandContext(ctx, "sh", "-c", sc.hook)
 		cmd.Env = append(os.Environ(), "SIGNERS="+strconv.Itoa(n))
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-		if err := cmd.Run(); err != nil {
-			return out, fmt.Errorf("the hook for %d signers: %w", n, err)
+		if err := cmd.Run(); ctx.Err() != nil {
+			return out, nil, ctx.Err()
+		} else if err != nil {
+			return out, nil, fmt.Errorf("the hook for %d signers: %w", n, err)
 		}
 	} else if err := crew.grow(n); err != nil {
-		return out, err
+		return out, nil, err
 	}
 	select {
 	case <-time.After(sc.ready):
 	case <-ctx.Done():
-		return out, ctx.Err()
+		return out, nil, ctx.Err()
 	}
 	found, run, err := s.capacity(ctx, find)
 	out.Capacity = *found
-	if errors.Is(err, errWrong) {
-		return out, &exitError{ExitWrong, fmt.Sprintf("%d WRONG ANSWERS with %d signers; the first: %s", run.Checks.Wrong, n, run.Checks.Examples[0].Why)}
-	}
-	return out, err
+	return out, run, err
 }
 
 // maxSigners bounds the processes that are started.

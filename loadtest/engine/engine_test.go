@@ -400,6 +400,23 @@ func TestTheGeneratorsOwnWorkIsItsOwn(t *testing.T) {
 	})
 }
 
+// Many callers come free one shortly after the other: what they wait for is the service.
+func TestTheServicesTimeIsTheServices(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := func(context.Context, Call) Outcome {
+			time.Sleep(100 * time.Millisecond)
+			return Outcome{OK: 1, Then: func() { time.Sleep(2 * time.Millisecond) }}
+		}
+		rec := NewRecorder()
+		if err := Open(t.Context(), config(time.Second, 64), schedule.Constant(2000, schedule.Even).Arrivals(1), slow, rec); err != nil {
+			t.Fatal(err)
+		}
+		if s := rec.Snapshot(time.Now()); s.HeldBack < 500 || s.Late.P99 > 10 {
+			t.Errorf("%d calls held back by the service, lateness %+v", s.HeldBack, s.Late)
+		}
+	})
+}
+
 func TestEachFailureOfACallCountsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mixed := func(context.Context, Call) Outcome {

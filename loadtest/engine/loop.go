@@ -115,8 +115,8 @@ type open struct {
 	op      Op
 	rec     *Recorder
 	work    chan Call
-	started int          // callers; owned by the pacing goroutine
-	own     atomic.Int64 // how long the caller that came free last was at Outcome.Then
+	started int         // callers; owned by the pacing goroutine
+	own     atomic.Bool // the caller that came free last was at Outcome.Then for most of its call
 	callers sync.WaitGroup
 }
 
@@ -138,16 +138,17 @@ func (o *open) hand(ctx context.Context, call Call) {
 		return
 	}
 	// Every caller waits for the service: what is late from here until one is free is
-	// the service's doing, unless that one was at the generator's own work for most of the
+	// the service's doing, unless that one was at the generator's own work for most of its
 	// time. Callers end by their deadlines, so this wait ends.
-	began := o.cfg.Clock.Now()
 	o.work <- call
-	if now := o.cfg.Clock.Now(); now.Sub(began) >= 2*time.Duration(o.own.Load()) {
-		o.rec.blockedUntil(now)
+	if !o.own.Load() {
+		o.rec.blockedUntil(o.cfg.Clock.Now())
 	}
 }
 
 func (o *open) do(ctx context.Context, call Call) {
+	own := false
+	defer func() { o.own.Store(own) }()
 	sent := o.cfg.Clock.Now()
 	if !sent.Before(call.Deadline) {
 		o.rec.record(call.Due, sent, sent, Outcome{Failed: o.cfg.Units, Kind: KindUnsent, Late: true,
@@ -163,12 +164,10 @@ func (o *open) do(ctx context.Context, call Call) {
 	}
 	done := o.cfg.Clock.Now()
 	o.rec.record(call.Due, sent, done, out)
-	own := time.Duration(0)
 	if out.Then != nil {
 		out.Then()
-		own = o.cfg.Clock.Now().Sub(done)
+		own = o.cfg.Clock.Now().Sub(done) > done.Sub(sent)
 	}
-	o.own.Store(int64(own))
 }
 
 // Closed runs cfg.InFlight callers, each of which makes its next call when it has

@@ -28,7 +28,7 @@ type ledger struct {
 }
 
 // enter takes in the CPU time of a process. One that is seen for the first time counts
-// from its start if it is fresh, that is, began after the look before, else from now on.
+// from its start if it is fresh, that is, began after the first look, else from now on.
 func (l *ledger) enter(name string, who identity, cpu float64, fresh bool) {
 	if l.seen == nil {
 		l.seen, l.used = map[identity]float64{}, map[string]float64{}
@@ -47,9 +47,6 @@ func (l *ledger) enter(name string, who identity, cpu float64, fresh bool) {
 // moment is when a look began, in seconds: after the machine's start, and in Unix time.
 type moment struct{ boot, unix float64 }
 
-// The steps in which the start of a process is told: by the kernel, and by a role, which
-// adds it to the whole second of the machine's start.
-const (
-	kernelStep = 0.01
-	roleStep   = 1.0
-)
+// roleStep is the step in which a role tells the start of its process: it adds it to the
+// whole second of the machine's start.
+const roleStep = 1.0

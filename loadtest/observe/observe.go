@@ -73,7 +73,8 @@ type Observer struct {
 	client    *http.Client
 	processes forest
 	ledger    ledger
-	last      moment // of the look before
+	first     moment     // of the first look
+	roles     []roleSeen // what each role last said of its process
 
 	mu   sync.Mutex
 	told []map[string]float64 // what each role last said; nil where it did not answer
@@ -85,7 +86,7 @@ func New(cfg Config) *Observer {
 		cfg:    cfg,
 		client: &http.Client{Timeout: 900 * time.Millisecond, Transport: &http.Transport{MaxIdleConnsPerHost: 1, DisableCompression: true}},
 		told:   make([]map[string]float64, len(cfg.Roles)),
-		last:   moment{math.Inf(1), math.Inf(1)},
+		roles:  make([]roleSeen, len(cfg.Roles)),
 	}
 	if cfg.Tree != 0 {
 		o.Follow(cfg.Tree)
@@ -167,7 +168,9 @@ func (o *Observer) Glance(ctx context.Context) Sample {
 		all.Wait()
 	}
 	s := Sample{At: time.Now(), RSS: map[string]float64{}, Gauges: noGauges()}
-	now := moment{sinceBoot(), float64(s.At.UnixMilli()) / 1e3}
+	if o.first == (moment{}) {
+		o.first = moment{sinceBoot(), float64(s.At.UnixMilli()) / 1e3}
+	}
 	s.Own = ownCPU()
 	s.Machine, s.Idle = machineCPU()
 	o.mu.Lock()
@@ -180,16 +183,23 @@ func (o *Observer) Glance(ctx context.Context) Sample {
 	o.mu.Unlock()
 	o.addProcesses(&s, o.processes.look(s.At))
 	s.CPU = maps.Clone(o.ledger.used)
-	o.last = now
 	return s
 }
+
+// roleSeen is what a role last said of its process.
+type roleSeen struct{ started, cpu float64 }
 
 // addRole takes in what a role says of its process.
 func (o *Observer) addRole(s *Sample, i int, told map[string]float64) {
 	name := o.cfg.Roles[i].Name
 	if cpu, ok := told[processCPU]; ok {
 		started := told[processStart]
-		o.ledger.enter(name, identity{-1 - i, started}, cpu, started >= o.last.unix-roleStep)
+		// It is told to the second, and moves by one when the clock is set.
+		if r := o.roles[i]; math.Abs(started-r.started) <= roleStep && cpu >= r.cpu {
+			started = r.started
+		}
+		o.roles[i] = roleSeen{started, cpu}
+		o.ledger.enter(name, identity{-1 - i, started}, cpu, started > o.first.unix)
 	}
 	if rss, ok := told[processRSS]; ok {
 		s.RSS[name] += rss
@@ -200,7 +210,7 @@ func (o *Observer) addRole(s *Sample, i int, told map[string]float64) {
 func (o *Observer) addProcesses(s *Sample, processes []process) {
 	shared := map[string]float64{}
 	for _, p := range processes {
-		o.ledger.enter(p.name, identity{p.pid, p.started}, p.cpu, p.started >= o.last.boot-kernelStep)
+		o.ledger.enter(p.name, identity{p.pid, p.started}, p.cpu, p.started >= o.first.boot)
 		s.RSS[p.name] += p.rss - p.shared
 		shared[p.name] = max(shared[p.name], p.shared)
 	}

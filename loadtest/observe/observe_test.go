@@ -122,6 +122,7 @@ func TestUseBetweenSamples(t *testing.T) {
 // A role of several processes does not fall when one of them ends.
 func TestCPUIsThatOfEachProcessSinceTheLookBefore(t *testing.T) {
 	o := New(Config{})
+	o.first = moment{boot: 1000}
 	at := time.Now()
 	look := func(second float64, processes ...process) Sample {
 		s := Sample{At: at.Add(time.Duration(second) * time.Second), RSS: map[string]float64{}}
@@ -129,7 +130,7 @@ func TestCPUIsThatOfEachProcessSinceTheLookBefore(t *testing.T) {
 			processes[i].name = "postgres"
 		}
 		o.addProcesses(&s, processes)
-		s.CPU, o.last = maps.Clone(o.ledger.used), moment{boot: 1000 + second}
+		s.CPU = maps.Clone(o.ledger.used)
 		return s
 	}
 	samples := []Sample{
@@ -184,6 +185,8 @@ func TestARoleThatMissesALookOrStartsAnew(t *testing.T) {
 	}{
 		{"", 0}, // it does not answer
 		{"process_cpu_seconds_total 92\nprocess_start_time_seconds 5\n", 2},
+		{"process_cpu_seconds_total 95\nprocess_start_time_seconds 6\n", 3}, // the clock was set
+		{"process_cpu_seconds_total 96\nprocess_start_time_seconds 5\n", 1},
 		{fmt.Sprintf("process_cpu_seconds_total 0.5\nprocess_start_time_seconds %d\n", time.Now().Unix()+1), 0.5},
 		{"process_cpu_seconds_total 30\n", 0}, // another one that runs for long
 		{"process_cpu_seconds_total 1\n", 1},  // does not say when it started
@@ -194,7 +197,7 @@ func TestARoleThatMissesALookOrStartsAnew(t *testing.T) {
 		}
 		before = now
 	}
-	if used := Between(first, before).Roles[0].CPUSeconds; used != 3.5 {
+	if used := Between(first, before).Roles[0].CPUSeconds; used != 7.5 {
 		t.Errorf("over all: %g s", used)
 	}
 }

@@ -134,9 +134,16 @@ func incomparable(a, b *Result) []string {
 }
 
 // planDiffers returns what differs between two plans that makes their figures those of
-// different work, by the names in JSON, with both values. Targets may differ.
+// different work, by the names in JSON, with both values. Targets may differ, and with them
+// how many connections they need; what an older result does not state is not compared.
 func planDiffers(a, b Plan) (fields []string) {
 	free := []string{"target", "summary", "url", "keys", "seed"}
+	if a.Target != b.Target && a.Loop == "open" {
+		free = append(free, "connections", "in_flight")
+	}
+	if a.KeyTypes == "" || b.KeyTypes == "" {
+		free = append(free, "profile", "lifetime_seconds", "name", "key_types", "check", "check_row", "check_ocsp")
+	}
 	va, vb := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range va.NumField() {
 		name, _, _ := strings.Cut(va.Type().Field(i).Tag.Get("json"), ",")

@@ -81,6 +81,9 @@ func parseCondition(s string) (condition, string, error) {
 	if name != "rate" && v > 1 {
 		return c, "", fmt.Errorf("%q is more than all: a share is written as 0.05 or 5%%", bound)
 	}
+	if name == "errors" && v == 0 || name == "reached" && v == 1 {
+		return c, "", fmt.Errorf("nothing is %s", map[string]string{"errors": "below no errors", "reached": "above all"}[name])
+	}
 	c.bound, c.show = v, showShare
 	switch {
 	case name == "errors" && less:

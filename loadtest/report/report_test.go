@@ -100,7 +100,7 @@ func TestObjectives(t *testing.T) {
 			t.Errorf("%q: missed %q, want %d", text, got, missed)
 		}
 	}
-	for _, bad := range []string{"p99", "p99>5ms", "p42<5ms", "errors<x", "rate<5", "p99<-1s", "p99<25", "errors<5", "errors<NaN", "reached>200%"} {
+	for _, bad := range []string{"p99", "p99>5ms", "p42<5ms", "errors<x", "rate<5", "p99<-1s", "p99<25", "errors<5", "errors<0", "reached>100%", "errors<NaN", "reached>200%"} {
 		if o, err := ParseObjective(bad); err == nil {
 			t.Errorf("%q was taken for %q", bad, o)
 		}
@@ -122,6 +122,13 @@ func TestCompareNamesWhatDiffersInThePlans(t *testing.T) {
 	b.Target, b.URL, b.Seed, b.Keys = "grpc", "b:1", 2, "9 CSRs"
 	if got := planDiffers(a, b); len(got) != 0 {
 		t.Errorf("%q differ", got)
+	}
+	a.Loop, b.Loop, a.Connections, b.Connections = "open", "open", 64, 4
+	if got := planDiffers(a, b); len(got) != 0 {
+		t.Errorf("%q differ between two targets", got)
+	}
+	if got := planDiffers(Plan{Unit: "certificates"}, Plan{Unit: "certificates", KeyTypes: "p256", Check: 0.05, Name: "n"}); len(got) != 0 {
+		t.Errorf("an older result differs in %q", got)
 	}
 	b.KeyTypes, b.Profile, b.CheckRow = "rsa2048", "server", true
 	if got := planDiffers(a, b); !slices.Equal(got, []string{"profile short and server", "key_types p256 and rsa2048", "check_row false and true"}) {

@@ -37,7 +37,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 	case r.Wrong() > 0:
 		fmt.Fprintf(t, "objective\tnot judged, since answers were wrong: %s\n", r.Objective)
 	case r.Capacity != nil && r.Capacity.Ended != "" && len(r.Missed) == 0:
-		fmt.Fprintf(t, "ended early\t%s: that rate had held, a higher one was not looked for to the end\n", r.Capacity.Ended)
+		fmt.Fprintf(t, "ended early\t%s\n", r.Capacity.WhyEnded())
 	case len(r.Missed) > 0:
 		fmt.Fprintf(t, "objective\tNOT HELD: %s\n", strings.Join(r.Missed, "; "))
 	default:
@@ -149,11 +149,22 @@ func (c *Capacity) write(t io.Writer, objective string) {
 
 // Highest is the capacity for people.
 func (c *Capacity) Highest() string {
+	if c.Rate == 0 {
+		return "none"
+	}
 	text := fmt.Sprintf("%.0f/s", c.Rate)
 	if c.Ceiling {
 		return "at least " + text + " (--most)"
 	}
 	return text
+}
+
+// WhyEnded says what a search that ended early has found.
+func (c *Capacity) WhyEnded() string {
+	if c.Rate == 0 {
+		return c.Ended + ": no rate had held yet"
+	}
+	return c.Ended + ": that rate had held, a higher one was not looked for to the end"
 }
 
 // Share is the share of linear for people.

@@ -296,7 +296,9 @@ func (k *conn) exchange(ctx context.Context, c *Client, r *Request) (res *Respon
 	if err != nil {
 		return nil, false, fmt.Errorf("reading the answer: %w", err)
 	}
-	return res, !h.Close && h.StatusCode != http.StatusSwitchingProtocols, nil
+	// What comes unasked after the answer would be taken for that to the next request.
+	keep = !h.Close && h.StatusCode != http.StatusSwitchingProtocols && k.in.Buffered() == 0
+	return res, keep, nil
 }
 
 // header reads an answer up to its body, past interim responses (RFC 9110 section 15.2).
