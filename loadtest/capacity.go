@@ -202,7 +202,7 @@ func (s *session) capacity(ctx context.Context, find *search) (*report.Capacity,
 		return out, last, err
 	}
 	if interrupted(err) {
-		out.Ended = interruptedRun
+		out.Ended = report.Interrupted
 	}
 	for _, above := range slices.Sorted(maps.Keys(broke)) {
 		out.GaveWay = gaveWay(broke[above], find.objective)

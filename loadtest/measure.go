@@ -60,7 +60,7 @@ func (s *session) measure(ctx context.Context, l load) (*report.Run, error) {
 	run.Generator = judge(run, l.plan == nil)
 	switch {
 	case ctx.Err() != nil:
-		run.Ended = interruptedRun
+		run.Ended = report.Interrupted
 	case cfg.MaxCalls > 0 && w.asked.Load() >= cfg.MaxCalls*int64(w.batch):
 		run.Ended = fmt.Sprintf("every CSR has been used %d times (--max-reuse, --csrs)", s.o.maxReuse)
 	}

@@ -87,7 +87,7 @@ func verdict(r *report.Result) error {
 
 // nothingAnswered fails a run that had no answer at all: it has measured nothing.
 func nothingAnswered(r *report.Run) error {
-	if r.OK > 0 || r.Ended == interruptedRun {
+	if r.OK > 0 || r.Ended == report.Interrupted {
 		return nil
 	}
 	if len(r.Errors) == 0 {
@@ -108,9 +108,6 @@ func nothingChecked(r *report.Run) error {
 	}
 	return &exitError{exitFailed, fmt.Sprintf("none of %d checks could be made: %s", c.Unmade+c.Skipped, why)}
 }
-
-// interruptedRun is why a run ended that a person ended.
-const interruptedRun = "interrupted"
 
 func firstWrong(r *report.Result) string {
 	for i := range r.Runs {

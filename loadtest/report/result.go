@@ -71,6 +71,9 @@ type Plan struct {
 	Seed uint64 `json:"seed,omitempty"`
 }
 
+// Interrupted is why a run or a search ended that a person ended.
+const Interrupted = "interrupted"
+
 // Run is one run of the plan.
 type Run struct {
 	engine.Summary

@@ -205,10 +205,15 @@ func startLoad(s *stack.Stack, callers int) (*load, error) {
 
 func (l *load) end() (*report.Result, error) {
 	_ = l.cmd.Process.Signal(os.Interrupt) // it may have ended
-	if err := l.cmd.Wait(); err != nil {
+	err := l.cmd.Wait()
+	r, rerr := stack.Result(l.stdout.Bytes())
+	if rerr == nil && r.Runs[0].Ended == report.Interrupted {
+		err = nil // for others that is a failure
+	}
+	if err = errors.Join(err, rerr); err != nil {
 		return nil, fmt.Errorf("loadtest: %w\n%s", err, l.stderr.String())
 	}
-	return stack.Result(l.stdout.Bytes())
+	return r, nil
 }
 
 // crew is the signers beside the stack's own.
