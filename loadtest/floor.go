@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,7 +35,7 @@ type floorReady struct {
 }
 
 func floorCommand() *cobra.Command {
-	cfg := floor.Config{}
+	cfg, withInput := floor.Config{}, false
 	c := &cobra.Command{
 		Use:   "floor",
 		Short: "Serve the yardstick: the least that a Go server can do for a certificate",
@@ -48,7 +49,7 @@ client.key for clients, and with --statuses issuer.pem and serials.txt.`,
 		Example: `  certmill loadtest floor --dir /tmp/floor
   certmill loadtest run --url https://127.0.0.1:8553 --ca /tmp/floor/ca.pem --rate 500`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return serveFloor(c, cfg) },
+		RunE: func(c *cobra.Command, _ []string) error { return serveFloor(c, cfg, withInput) },
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:8553", "address; port 0 takes a free one")
@@ -57,10 +58,19 @@ client.key for clients, and with --statuses issuer.pem and serials.txt.`,
 	f.BoolVar(&cfg.ClientAuth, "client-auth", false, "require a client certificate")
 	f.BoolVar(&cfg.Plain, "plain", false, "HTTP without TLS, as OCSP responders have it")
 	f.IntVar(&cfg.Statuses, "statuses", 0, "OCSP answers to hold")
+	f.BoolVar(&withInput, "end-with-input", false, "end when the standard input does: with whoever started it, however that ended")
 	return c
 }
 
-func serveFloor(c *cobra.Command, cfg floor.Config) error {
+func serveFloor(c *cobra.Command, cfg floor.Config, withInput bool) error {
+	ctx, stop := context.WithCancel(c.Context())
+	defer stop()
+	if withInput {
+		go func() {
+			defer stop()
+			_, _ = io.Copy(io.Discard, c.InOrStdin()) // its end is all that counts
+		}()
+	}
 	if cfg.Statuses < 0 || cfg.Statuses > floor.MaxStatuses {
 		return usage(fmt.Errorf("--statuses is 0 to %d", floor.MaxStatuses))
 	}
@@ -73,14 +83,14 @@ func serveFloor(c *cobra.Command, cfg floor.Config) error {
 	} else if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return err
 	}
-	s, err := floor.Open(c.Context(), cfg)
+	s, err := floor.Open(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	if err := json.NewEncoder(c.OutOrStdout()).Encode(floorReady{URL: s.URL(), Dir: cfg.Dir}); err != nil {
 		return errors.Join(err, s.Close())
 	}
-	return s.Run(c.Context())
+	return s.Run(ctx)
 }
 
 // floorProgram returns the command line that serves a floor: this program's own.
@@ -107,7 +117,7 @@ func (s *session) startFloor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args = append(args, "--listen", "127.0.0.1:0", "--dir", dir)
+	args = append(args, "--listen", "127.0.0.1:0", "--dir", dir, "--end-with-input")
 	o.server.CAFile = filepath.Join(dir, "ca.pem")
 	switch kind := strings.TrimPrefix(o.target, floorTarget); kind {
 	case "":
@@ -124,6 +134,9 @@ func (s *session) startFloor(ctx context.Context) error {
 	cmd.Stderr = os.Stderr
 	if s.quiet {
 		cmd.Env = append(os.Environ(), sysmon.Environment+"=1")
+	}
+	if _, err := cmd.StdinPipe(); err != nil { // nothing is written: it ends with this process
+		return err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

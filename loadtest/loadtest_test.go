@@ -1,6 +1,7 @@
 package loadtest
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,6 +19,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -403,6 +405,34 @@ func TestScaleRunsItsHook(t *testing.T) {
 	}
 	if len(r.Scale) != 2 || r.Scale[1].Capacity.Rate != 5 || !r.Scale[1].Capacity.Ceiling || r.Scale[1].Linear != 0 {
 		t.Errorf("%+v", r.Scale)
+	}
+}
+
+// A floor ends with the load test that started it, even one that was killed.
+func TestTheFloorEndsWithWhoeverStartedIt(t *testing.T) {
+	args, err := floorProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(args[0], append(args[1:], "--listen", "127.0.0.1:0", "--dir", t.TempDir(), "--end-with-input")...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer kill.Stop()
+	if _, err := bufio.NewReader(out).ReadBytes('\n'); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
+		t.Error(err)
 	}
 }
 
