@@ -528,6 +528,11 @@ func TestATokenThatIsAwayTakesNoWork(t *testing.T) {
 	s := w.startWith(func(_ *parts, tokens *[]Token) {
 		(*tokens)[0] = &fakeToken{Token: (*tokens)[0], ready: ready.Load}
 	})
+	// Ready comes before the first pulls; a token that is away by then takes no message at all.
+	eventually(t, "a pull waits at the broker", func() bool {
+		c, err := w.conn.JetStream.Consumer(bounded(t), queue.SignStream, queue.SignConsumer("issuing", queue.First))
+		return err == nil && c.CachedInfo().NumWaiting > 0
+	})
 	ready.Store(false)
 	if err := s.Ready(); problem.KindOf(err) != problem.Unavailable {
 		t.Errorf("Ready: %v", err)
