@@ -127,47 +127,43 @@ func plannedTrials(o *options, s *search) int64 {
 	return int64(min(s.most, 20_000) * o.duration.Seconds())
 }
 
-// edge finds the highest rate, in whole requests a second, that try holds: up by halves
-// until one does not, then between. What is found must hold a second time, or the search
-// goes on below it, from the next lower rate that has held. With an error it returns the
-// highest that had held.
+// edge finds the highest rate, in whole requests a second, that try holds. What is found
+// must hold a second time, or the search goes on below it, from the next lower rate that
+// has held. With an error it returns the highest that had held; 0: none.
 func (f *search) edge(start float64, try func(rate float64) (held bool, err error)) (float64, error) {
-	most := math.Floor(f.most)
-	low, high := 0.0, math.Inf(1)
-	var below []float64 // rates lower than low that have held
-	for rate := math.Min(math.Max(math.Round(start), 1), most); ; {
+	low, high := 0.0, math.Inf(1) // the highest that has held, the lowest that has not
+	var below []float64           // rates lower than low that have held
+	for rate := math.Min(math.Max(math.Round(start), 1), math.Floor(f.most)); rate > 0; rate = f.next(low, high) {
+		again := rate == low
 		held, err := try(rate)
-		if err != nil {
+		switch {
+		case err != nil || held && again:
 			return low, err
-		}
-		if held {
-			below = append(below, low)
-			low = rate
-		} else {
+		case held:
+			low, below = rate, append(below, low)
+		case again: // it had held by luck
+			high = low
+			low, below = below[len(below)-1], below[:len(below)-1]
+		default:
 			high = rate
 		}
-		for found := true; found; {
-			found = false
-			switch {
-			case low < most && math.IsInf(high, 1):
-				rate = math.Min(math.Ceil(low*1.5), most)
-			case low == 0 && high > 1:
-				rate = math.Max(math.Floor(high/2), 1)
-			case low == 0:
-				return 0, nil
-			case low < most && high/low > 1+f.precision && high-low > 1:
-				rate = math.Round((low + high) / 2)
-			default:
-				held, err := try(low)
-				if err != nil || held {
-					return low, err
-				}
-				// It had held by luck; the next lower may have been found already.
-				high, found = low, true
-				low, below = below[len(below)-1], below[:len(below)-1]
-			}
-		}
 	}
+	return 0, nil
+}
+
+// next returns the rate to try: up by halves from low until one does not hold, then
+// between the two. It is low itself when they are near enough, 0 when nothing holds.
+func (f *search) next(low, high float64) float64 {
+	most := math.Floor(f.most)
+	switch {
+	case low == 0:
+		return math.Floor(high / 2)
+	case low < most && math.IsInf(high, 1):
+		return math.Min(math.Ceil(low*1.5), most)
+	case low < most && high/low > 1+f.precision && high-low > 1:
+		return math.Round((low + high) / 2)
+	}
+	return low
 }
 
 // capacity searches, and returns also the run at the highest rate that held, or the one in

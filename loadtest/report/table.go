@@ -7,8 +7,12 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
+
+	"github.com/certmill/certmill/loadtest/engine"
 )
+
+// maxShown is what the table shows of what a server said, in characters.
+const maxShown = 200
 
 // WriteTable writes the result for a terminal.
 func (r *Result) WriteTable(w io.Writer) error {
@@ -60,7 +64,7 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	if r.Checks.Wrong > 0 {
 		fmt.Fprintf(t, "*** WRONG ANSWERS: %d of %d ***\n", r.Checks.Wrong, r.Checks.Seen)
 		for _, e := range r.Checks.Examples[:min(3, len(r.Checks.Examples))] {
-			fmt.Fprintf(t, "***\t%s %s\n", e.Request, oneLine(e.Why))
+			fmt.Fprintf(t, "***\t%s %s\n", e.Request, engine.Printable(e.Why, maxShown))
 		}
 	}
 	asked := fmt.Sprintf("asked %.0f/s", r.RateAsked)
@@ -76,7 +80,7 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	fmt.Fprintf(t, "latency\tp50 %s  p90 %s  p99 %s  p99.9 %s  max %s ms (%s)\n", digits(l.P50), digits(l.P90), digits(l.P99), digits(l.P999), digits(l.Max), from)
 	fmt.Fprintf(t, "errors\t%d (%.3g%%)\n", r.Failed, 100*r.ErrorShare())
 	for _, e := range r.Errors[:min(6, len(r.Errors))] {
-		fmt.Fprintf(t, "  %s\t%d, the first: %s\n", e.Kind, e.Count, oneLine(e.Example))
+		fmt.Fprintf(t, "  %s\t%d, the first: %s\n", e.Kind, e.Count, engine.Printable(e.Example, maxShown))
 	}
 	for _, part := range r.breakdown() {
 		text := digits(part.mean) + " ms mean"
@@ -90,7 +94,7 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 		fmt.Fprintf(t, "  WARNING\t%d more were not checked in full, since the checks were behind\n", n)
 	}
 	if n := r.Checks.Unmade; n > 0 {
-		fmt.Fprintf(t, "  WARNING\t%d more could not be checked in full; the first: %s\n", n, oneLine(r.Checks.UnmadeWhy))
+		fmt.Fprintf(t, "  WARNING\t%d more could not be checked in full; the first: %s\n", n, engine.Printable(r.Checks.UnmadeWhy, maxShown))
 	}
 	if r.Checks.Serials != "" {
 		fmt.Fprintf(t, "serials\t%s\n", r.Checks.Serials)
@@ -110,22 +114,6 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 	if r.Ended != "" {
 		fmt.Fprintf(t, "ended early\t%s\n", r.Ended)
 	}
-}
-
-// oneLine makes what a server said fit into a line of a table.
-func oneLine(s string) string {
-	const most = 200 // characters
-	s = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' '
-		}
-		return r
-	}, s)
-	runes := []rune(strings.Join(strings.Fields(s), " "))
-	if len(runes) > most {
-		return string(runes[:most]) + "…"
-	}
-	return string(runes)
 }
 
 func (c *Capacity) write(t io.Writer, objective string) {
