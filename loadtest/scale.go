@@ -9,10 +9,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/certmill/certmill/deploy/local"
 	"github.com/certmill/certmill/loadtest/report"
 )
 
@@ -138,6 +141,9 @@ func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *cre
 	case <-ctx.Done():
 		return out, nil, ctx.Err()
 	}
+	if err := crew.alive(); err != nil {
+		return out, nil, err
+	}
 	found, run, err := s.capacity(ctx, find)
 	out.Capacity = *found
 	return out, run, err
@@ -146,13 +152,14 @@ func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *cre
 // maxSigners bounds the processes that are started.
 const maxSigners = 256
 
-// crew is signer processes started here.
+// crew is signer processes started here. They end with this one, even if it is killed
+// (Linux).
 type crew struct {
 	args []string
 	env  []string
 	// there is how many signers ran before.
 	there   int
-	members []*exec.Cmd
+	members []*local.Process
 	started func(pid int)
 }
 
@@ -187,23 +194,35 @@ func (c *crew) grow(to int) error {
 			return out
 		}
 		args := fill(c.args)
-		cmd := exec.Command(args[0], args[1:]...)
-		cmd.Env = append(append(os.Environ(), fill(c.env)...), "SIGNER="+number)
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			return fmt.Errorf("starting signer %d: %w", n, err)
+		p, err := local.Start(local.Command{
+			Name: "signer " + number, Path: args[0], Args: args[1:], Env: append(append(os.Environ(), fill(c.env)...), "SIGNER="+number),
+		})
+		if err != nil {
+			return err
 		}
-		c.members = append(c.members, cmd)
-		c.started(cmd.Process.Pid)
+		c.members = append(c.members, p)
+		c.started(p.PID())
+	}
+	return nil
+}
+
+// alive fails when one of them has ended.
+func (c *crew) alive() error {
+	for _, m := range c.members {
+		if err := m.Err(); err != nil {
+			return fmt.Errorf("%w: a command after -- is to run until it is ended; one that returns is for --hook", err)
+		}
 	}
 	return nil
 }
 
 // end ends all of them.
 func (c *crew) end() error {
-	var errs []error
-	for _, m := range c.members {
-		errs = append(errs, endChild(m))
+	errs := make([]error, len(c.members))
+	var ending sync.WaitGroup
+	for i, m := range c.members {
+		ending.Go(func() { errs[i] = m.Stop(syscall.SIGTERM, 10*time.Second) })
 	}
+	ending.Wait()
 	return errors.Join(errs...)
 }

@@ -144,6 +144,15 @@ func TestScaleFailsWhereNothingHolds(t *testing.T) {
 }
 
 // The wrong answer is in the result, and the steps before it would be.
+// A signer that does not stay is no signer that was measured.
+func TestScaleFailsWhereASignerEnds(t *testing.T) {
+	out, err := certmill(t, "text", "scale", "--target", "floor", "--signers", "1,2", "--signers-ready", "300ms", "-d", "600ms", "--warmup", "100ms", "--start", "5", "--most", "5", "--settle", "1ms",
+		"--objective", "errors<50%,reached>1%", "--", "sh", "-c", "test {n} = 1 && exec sleep 60; exit 3")
+	if code(err) != exitFailed || !strings.Contains(fmt.Sprint(err), "signer 2 ended (exit status 3)") || !strings.Contains(out, "5/s") {
+		t.Errorf("exit code %d, %v\n%s", code(err), err, out)
+	}
+}
+
 func TestAWrongAnswerEndsScale(t *testing.T) {
 	out, err := certmill(t, "json", "scale", "--url", liar(t), "--signers", "1,2", "--signers-ready", "1ms", "--hook", "true",
 		"-d", "600ms", "--warmup", "100ms", "--settle", "1ms", "--start", "40")

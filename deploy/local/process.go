@@ -19,7 +19,8 @@ type Command struct {
 	Env []string
 	// Dir is the working directory; "" means ours, or / for another user.
 	Dir string
-	// Log is the file to which standard output and error are appended.
+	// Log is the file to which standard output and error are appended; "" means our own
+	// standard error.
 	Log string
 	// OnDeath is the signal that the child gets when this process dies (Linux); zero
 	// means SIGTERM.
@@ -42,11 +43,14 @@ type Process struct {
 // Start starts a child in a process group of its own, so that Ctrl-C on the terminal
 // reaches it only through us, in our order.
 func Start(c Command) (*Process, error) {
-	log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
+	log := os.Stderr
+	if c.Log != "" {
+		var err error
+		if log, err = os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+			return nil, err
+		}
+		defer log.Close()
 	}
-	defer log.Close()
 	cmd := exec.Command(c.Path, c.Args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = c.Env
@@ -126,6 +130,9 @@ func (p *Process) Err() error {
 	status := p.Status()
 	if status == "" {
 		return nil
+	}
+	if p.log == "" {
+		return fmt.Errorf("%s ended (%s)", p.name, status)
 	}
 	return fmt.Errorf("%s ended (%s); the end of %s:\n%s", p.name, status, p.log, logTail(p.log))
 }
