@@ -84,8 +84,6 @@ func TestManyPresignersShareTheWorkAndSignNothingTwice(t *testing.T) {
 
 func TestAnEmptiedRedisIsFilledAgain(t *testing.T) {
 	w := newWorld(t)
-	p := w.presign(func(c *Config, _ *Deps) { c.SweepInterval = time.Hour })
-	url := w.respond()
 	var good, bad []ledger.Status
 	for range 300 {
 		good, bad = append(good, w.issue(24*time.Hour)), append(bad, w.issue(24*time.Hour))
@@ -93,7 +91,8 @@ func TestAnEmptiedRedisIsFilledAgain(t *testing.T) {
 	for _, st := range bad {
 		w.ledger.Revoke(st.Serial, 1)
 	}
-	p.sweepSoon()
+	p := w.presign(func(c *Config, _ *Deps) { c.SweepInterval = time.Hour })
+	url := w.respond()
 	check := func() {
 		t.Helper()
 		w.eventually("all are there", func() bool {

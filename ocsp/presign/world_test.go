@@ -266,7 +266,7 @@ func (w *world) record(n serial.Number) (rec ocsp.Record, ok bool) {
 
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
-	w.eventuallyWithin(10*time.Second, what, ok)
+	w.eventuallyWithin(30*time.Second, what, ok)
 }
 
 func (w *world) eventuallyWithin(d time.Duration, what string, ok func() bool) {

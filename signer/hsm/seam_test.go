@@ -233,7 +233,7 @@ func (f fixture) sign(ctx context.Context) error {
 // until waits for a condition that other goroutines bring about.
 func until(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
 	for !condition() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
