@@ -24,7 +24,7 @@ func result(random *rand.Rand, n int, rate, p99, noise float64) *Result {
 	r := &Result{Format: Format}
 	for range n {
 		near := func(v float64) float64 { return v * (1 + noise*random.NormFloat64()) }
-		r.Runs = append(r.Runs, Run{Summary: engine.Summary{OK: 1000, Failed: 1, RateReached: near(rate), RateAsked: rate, Seconds: 10,
+		r.Runs = append(r.Runs, Run{Summary: engine.Summary{Asked: 1001, OK: 1000, Failed: 1, RateReached: near(rate), RateAsked: rate, Seconds: 10,
 			Latency: engine.Quantiles{P50: near(p99 / 4), P90: near(p99 / 2), P99: near(p99), P999: near(2 * p99), Mean: near(p99 / 3)}}})
 	}
 	return r
@@ -154,6 +154,16 @@ func TestACapacityThatWasNotLookedForToTheEndSaysSo(t *testing.T) {
 	}
 }
 
+func TestFewAnswersAreTold(t *testing.T) {
+	for n, want := range map[int64]bool{0: false, 99: true, 100: false} {
+		r := &Result{Runs: []Run{{Summary: engine.Summary{Asked: 100, OK: n}}}}
+		var out strings.Builder
+		if err := r.WriteTable(&out); err != nil || strings.Contains(out.String(), "run longer") != want {
+			t.Errorf("%d answers, %v:\n%s", n, err, out.String())
+		}
+	}
+}
+
 // What a hostile server says cannot reach the terminal's controls.
 func TestTheTableIsOfPrintableText(t *testing.T) {
 	r := &Result{Runs: []Run{{}}}
@@ -173,6 +183,13 @@ func TestResultsAreReadBack(t *testing.T) {
 	again, err := ReadFile(path)
 	if err != nil || again.Runs[1].Latency != r.Runs[1].Latency {
 		t.Errorf("%v", err)
+	}
+	r.Runs = append(r.Runs, Run{})
+	if err := r.WriteFile(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadFile(path); err == nil || !strings.Contains(err.Error(), "runs[2]") {
+		t.Errorf("a file with an empty run: %v", err)
 	}
 	r.Format = 99
 	if err := r.WriteFile(path); err != nil {

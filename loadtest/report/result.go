@@ -213,5 +213,10 @@ func ReadFile(path string) (*Result, error) {
 	if r.Format != Format || len(r.Runs) == 0 && r.Capacity == nil && r.Scale == nil {
 		return nil, fmt.Errorf("%s is not the result of a load test of this version", path)
 	}
+	for i := range r.Runs {
+		if s := &r.Runs[i]; s.Asked == 0 && s.Checks.Wrong == 0 {
+			return nil, fmt.Errorf("%s: runs[%d] asked for nothing", path, i)
+		}
+	}
 	return &r, nil
 }

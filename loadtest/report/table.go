@@ -14,6 +14,9 @@ import (
 // maxShown is what the table shows of what a server said, in characters.
 const maxShown = 200
 
+// few answers are those of which none is slower than the p99.
+const few = 100
+
 // WriteTable writes the result for a terminal.
 func (r *Result) WriteTable(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -78,6 +81,9 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 		from = "closed loop: stalls are understated"
 	}
 	fmt.Fprintf(t, "latency\tp50 %s  p90 %s  p99 %s  p99.9 %s  max %s ms (%s)\n", digits(l.P50), digits(l.P90), digits(l.P99), digits(l.P999), digits(l.Max), from)
+	if r.OK > 0 && r.OK < few {
+		fmt.Fprintf(t, "  WARNING\tof %d answers the p99 is the slowest one: run longer, or judge by the p50\n", r.OK)
+	}
 	fmt.Fprintf(t, "errors\t%d (%.3g%%)\n", r.Failed, 100*r.ErrorShare())
 	for _, e := range r.Errors[:min(6, len(r.Errors))] {
 		fmt.Fprintf(t, "  %s\t%d, the first: %s\n", e.Kind, e.Count, engine.Printable(e.Example, maxShown))
