@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -213,10 +214,12 @@ func targetsCommand() *cobra.Command {
 	type listed struct {
 		Name    string `json:"name"`
 		Summary string `json:"summary"`
+		// Flags are those that not every target reads.
+		Flags []string `json:"flags"`
 	}
 	return &cobra.Command{
 		Use:   "targets",
-		Short: "List what can be put under load",
+		Short: "List what can be put under load, with the flags that are for some targets only",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var all []listed
@@ -225,16 +228,17 @@ func targetsCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				all = append(all, listed{name, k.Summary})
+				all = append(all, listed{name, k.Summary, append([]string{}, k.Flags...)})
 			}
-			all = append(all, listed{"floor", "the yardstick for issuing, started here (see `loadtest floor`)"},
-				listed{"floor-get", "the yardstick for OCSP by GET, started here"}, listed{"floor-post", "the same by POST"})
 			if wantsJSON(c) {
 				return json.NewEncoder(c.OutOrStdout()).Encode(all)
 			}
 			t := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', 0)
 			for _, l := range all {
 				fmt.Fprintf(t, "%s\t%s\n", l.Name, l.Summary)
+				if len(l.Flags) > 0 {
+					fmt.Fprintf(t, "\t  --%s\n", strings.Join(l.Flags, " --"))
+				}
 			}
 			return t.Flush()
 		},

@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 
@@ -19,11 +18,8 @@ import (
 
 	"github.com/certmill/certmill/internal/sysmon"
 	"github.com/certmill/certmill/loadtest/floor"
+	"github.com/certmill/certmill/loadtest/target"
 )
-
-// floorTarget is the target that starts a floor server in a process of its own;
-// floor-get and floor-post ask it for OCSP answers.
-const floorTarget = "floor"
 
 // floorStatuses is how many OCSP answers such a server holds; tests make do with fewer.
 var floorStatuses = 20_000
@@ -100,14 +96,10 @@ var floorProgram = func() ([]string, error) {
 	return []string{path, "loadtest", "floor"}, err
 }
 
-// startFloor starts a floor server of its own process, so that its CPU is not the
-// generator's, and makes it the target.
+// startFloor starts a floor server in a process of its own, so that its CPU is not the
+// generator's, and fills in where it is.
 func (s *session) startFloor(ctx context.Context) error {
 	o := s.o
-	if o.server.URL != "" || o.dev != "" {
-		return usage(fmt.Errorf("--target %s is started here: --url and --dev are for others", o.target))
-	}
-	s.floor = o.target
 	dir, err := os.MkdirTemp("", "certmill-floor-")
 	if err != nil {
 		return err
@@ -119,16 +111,13 @@ func (s *session) startFloor(ctx context.Context) error {
 	}
 	args = append(args, "--listen", "127.0.0.1:0", "--dir", dir, "--end-with-input")
 	o.server.CAFile = filepath.Join(dir, "ca.pem")
-	switch kind := strings.TrimPrefix(o.target, floorTarget); kind {
-	case "":
-		o.target, o.roots = "rest", o.server.CAFile
+	if s.kind.Subject == target.Statuses {
+		o.serials, o.issuer = filepath.Join(dir, "serials.txt"), filepath.Join(dir, "issuer.pem")
+		args = append(args, "--plain", "--statuses", fmt.Sprint(floorStatuses))
+	} else {
+		o.roots = o.server.CAFile
 		o.server.CertFile, o.server.KeyFile = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
 		args = append(args, "--client-auth")
-	case "-get", "-post":
-		o.target, o.serials, o.issuer = "ocsp"+kind, filepath.Join(dir, "serials.txt"), filepath.Join(dir, "issuer.pem")
-		args = append(args, "--plain", "--statuses", fmt.Sprint(floorStatuses))
-	default:
-		return usage(fmt.Errorf("--target: there are floor, floor-get and floor-post, not %q", o.target))
 	}
 	cmd := exec.Command(args[0], args[1:]...) // not CommandContext: it is asked to end, after the last request
 	cmd.Stderr = os.Stderr

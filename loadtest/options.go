@@ -18,6 +18,7 @@ import (
 
 // options are what the commands that make load take.
 type options struct {
+	flags  *pflag.FlagSet // that set them
 	target string
 	server target.Config
 	dev    string
@@ -66,6 +67,7 @@ type options struct {
 
 // add registers the flags that every command under load has.
 func (o *options) add(f *pflag.FlagSet) {
+	o.flags = f
 	f.StringVarP(&o.target, "target", "t", "rest", "what to put under load; \"loadtest targets\" lists what there is")
 	f.StringVar(&o.dev, "dev", "", "folder of a \"certmill dev\" stack: fills in addresses, credentials, roots and what to watch")
 	s := &o.server
@@ -180,7 +182,7 @@ func (o *options) validate() error {
 	if _, err := report.ParseObjective(o.objective); err != nil {
 		errs = append(errs, fmt.Errorf("--objective: %w", err))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, o.idle())...)
 }
 
 // maxInFlight bounds the goroutines of a run.

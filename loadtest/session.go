@@ -44,7 +44,6 @@ type session struct {
 	saver    *saver
 	quiet    bool   // sysmon may be late, here and in the floor
 	opened   uint64 // open loops so far
-	floor    string // which floor it is that was started, if one was
 	closers  []func() error
 }
 
@@ -57,21 +56,21 @@ func open(ctx context.Context, o *options, planned int64, v *view) (s *session, 
 			err = errors.Join(err, s.close())
 		}
 	}()
+	if s.kind, err = target.Find(o.target); err != nil {
+		return s, usage(fmt.Errorf("--target: %w", err))
+	}
 	roles, err := o.fillFromDev()
 	if err != nil {
 		return s, err
 	}
 	// Beside a service on the same cores. Of one core the pacer would take all: it sleeps in
 	// the kernel. Without the capability both stay as they are.
-	here := o.tree != 0 || strings.HasPrefix(o.target, floorTarget)
+	here := o.tree != 0 || s.kind.Floor
 	s.quiet = here && runtime.GOMAXPROCS(0) > 1 && sysmon.ByDefault() == nil
-	if strings.HasPrefix(o.target, floorTarget) {
+	if s.kind.Floor {
 		if err := s.startFloor(ctx); err != nil {
 			return s, err
 		}
-	}
-	if s.kind, err = target.Find(o.target); err != nil {
-		return s, usage(fmt.Errorf("--target: %w", err))
 	}
 	if o.server.Connections == 0 {
 		o.server.Connections = s.kind.Connections
@@ -284,9 +283,6 @@ func (s *session) result(plan schedule.Schedule) *report.Result {
 	}
 	if s.kind.Batch {
 		r.Plan.Batch = o.server.Batch
-	}
-	if s.floor != "" {
-		r.Plan.Target, r.Plan.Summary = s.floor, "the floor's "+strings.TrimPrefix(s.kind.Summary, "certmill ")
 	}
 	if s.csrs != nil {
 		csrs, keys := s.csrs.Size()

@@ -9,10 +9,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/certmill/certmill/loadtest/report"
+	"github.com/certmill/certmill/loadtest/target"
 )
 
 func TestAWrongAnswerIsLouderThanASlowOne(t *testing.T) {
@@ -84,10 +86,45 @@ func TestWrongUsageHasItsExitCode(t *testing.T) {
 		{"run --target floor --rate 1 --url https://127.0.0.1:1", "--url"},
 		{"run --target vault --rate 1 --dev " + nowhere, "--url"},
 		{"capacity --target floor --start 100 --most 50", "--start"},
+		// Flags that do nothing.
+		{"run --url https://127.0.0.1:1 --rate 1 --mount m", "--mount does nothing for --target rest: it is for vault"},
+		{"run --url https://127.0.0.1:1 --rate 1 --batch 8", "it is for batch"},
+		{"capacity --target step --url https://127.0.0.1:1 --token-file t", "it is for batch, cfssl, grpc, istio, rest, stream, vault"},
+		{"run --target floor --rate 1 --ca ca.pem", "--ca does nothing for --target floor, which is started here"},
+		{"run --target floor --rate 1 --dev .", "--dev does nothing"},
+		{"run --target floor-get --rate 1 --key-type p384", "it is for targets that issue"},
+		{"run --target floor --rate 1 --serials s", "--serials does nothing"},
+		{"run --url https://127.0.0.1:1 --rate 1 --serials s", "it is for OCSP"},
+		{"run --target floor --rate 1 --sha256", "without --check-ocsp"},
+		{"run --target floor --rate 1 --save-most 5", "without --save"},
+		{"run --target floor --rate 1 --check-ocsp-within 5s", "without --check-ocsp"},
+		{"run --target floor --callers 1 --in-flight 5", "with --callers"},
+		{"run --target floor --rate 1 --any-names --expect-name a.test", "with --any-names"},
 	} {
 		_, err := certmill(t, "text", strings.Fields(c.args)...)
 		if code(err) != exitUsage || !strings.Contains(fmt.Sprint(err), c.want) {
 			t.Errorf("loadtest %s: exit code %d, error %v, want %d and %q", c.args, code(err), err, exitUsage, c.want)
+		}
+	}
+}
+
+// The lists of flags that are for some targets name flags that there are.
+func TestFlagsForSomeTargetsAreFlags(t *testing.T) {
+	f := runCommand().Flags()
+	lists := [][]string{forCertificates, forStatuses, forOthers}
+	for _, name := range target.Names() {
+		k, err := target.Find(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lists = append(lists, k.Flags)
+	}
+	for _, c := range conditions {
+		lists = append(lists, []string{c.flag})
+	}
+	for _, name := range slices.Concat(lists...) {
+		if f.Lookup(name) == nil {
+			t.Errorf("there is no --%s", name)
 		}
 	}
 }

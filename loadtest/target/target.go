@@ -130,29 +130,40 @@ type Kind struct {
 	// Multiplexed is true where one connection carries many calls at a time. Elsewhere
 	// there is no use in more calls in flight than connections: they would wait for one.
 	Multiplexed bool
+	// Floor is true for the yardsticks, which `loadtest` starts itself.
+	Floor bool
+	// Flags are the flags for fields of Config that not every kind reads.
+	Flags []string
 }
 
 var kinds = map[string]Kind{
-	"rest":      {Summary: "certmill POST /v1/certificates, PEM in and out, HTTPS keep-alive", Subject: Certificates, Open: openREST, Connections: 64},
-	"grpc":      {Summary: "certmill gRPC Issue, unary", Subject: Certificates, Open: openUnary, Connections: 4, Multiplexed: true},
-	"stream":    {Summary: "certmill gRPC IssueStream, one stream a connection", Subject: Certificates, Open: openStream, Connections: 4, Multiplexed: true},
-	"batch":     {Summary: "certmill gRPC IssueBatch", Subject: Certificates, Open: openBatch, Connections: 4, Multiplexed: true, Batch: true},
-	"ocsp-get":  {Summary: "OCSP by GET (RFC 6960 appendix A)", Subject: Statuses, Open: openOCSPGet, Connections: 64},
-	"ocsp-post": {Summary: "OCSP by POST", Subject: Statuses, Open: openOCSPPost, Connections: 64},
-	"vault":     {Summary: "OpenBao or Vault POST /v1/<mount>/sign/<role>", Subject: Certificates, Open: openVault, Connections: 64},
-	"step":      {Summary: "step-ca POST /1.0/sign with a JWK provisioner", Subject: Certificates, Open: openStep, Connections: 64},
-	"cfssl":     {Summary: "cfssl POST /api/v1/cfssl/sign or authsign", Subject: Certificates, Open: openCFSSL, Connections: 64},
-	"istio":     {Summary: "Istio gRPC CreateCertificate (istio.v1.auth)", Subject: Certificates, Open: openIstio, Connections: 4, Multiplexed: true},
+	"rest":       {Summary: "certmill POST /v1/certificates, PEM in and out, HTTPS keep-alive", Subject: Certificates, Open: openREST, Connections: 64, Flags: certmill},
+	"grpc":       {Summary: "certmill gRPC Issue, unary", Subject: Certificates, Open: openUnary, Connections: 4, Multiplexed: true, Flags: certmill},
+	"stream":     {Summary: "certmill gRPC IssueStream, one stream a connection", Subject: Certificates, Open: openStream, Connections: 4, Multiplexed: true, Flags: certmill},
+	"batch":      {Summary: "certmill gRPC IssueBatch", Subject: Certificates, Open: openBatch, Connections: 4, Multiplexed: true, Batch: true, Flags: append([]string{"batch"}, certmill...)},
+	"ocsp-get":   {Summary: "OCSP by GET (RFC 6960 appendix A)", Subject: Statuses, Open: openOCSPGet, Connections: 64},
+	"ocsp-post":  {Summary: "OCSP by POST", Subject: Statuses, Open: openOCSPPost, Connections: 64},
+	"vault":      {Summary: "OpenBao or Vault POST /v1/<mount>/sign/<role>", Subject: Certificates, Open: openVault, Connections: 64, Flags: []string{"token-file", "mount", "role"}},
+	"step":       {Summary: "step-ca POST /1.0/sign with a JWK provisioner", Subject: Certificates, Open: openStep, Connections: 64, Flags: []string{"provisioner", "provisioner-key", "provisioner-password-file"}},
+	"cfssl":      {Summary: "cfssl POST /api/v1/cfssl/sign or authsign", Subject: Certificates, Open: openCFSSL, Connections: 64, Flags: []string{"token-file", "profile"}},
+	"istio":      {Summary: "Istio gRPC CreateCertificate (istio.v1.auth)", Subject: Certificates, Open: openIstio, Connections: 4, Multiplexed: true, Flags: []string{"token-file", "cluster-id"}},
+	"floor":      {Summary: "the floor's POST /v1/certificates: the yardstick for issuing, started here", Subject: Certificates, Open: openREST, Connections: 64, Floor: true, Flags: asked},
+	"floor-get":  {Summary: "the floor's OCSP by GET: the yardstick for responders, started here", Subject: Statuses, Open: openOCSPGet, Connections: 64, Floor: true},
+	"floor-post": {Summary: "the floor's OCSP by POST, started here", Subject: Statuses, Open: openOCSPPost, Connections: 64, Floor: true},
 }
 
-// floors are the yardsticks, which `loadtest` starts itself and asks as other kinds.
-var floors = []string{"floor", "floor-get", "floor-post"}
+// What certmill is asked for beside the lifetime, and by whom. The floor takes the first
+// too, and gives the same to all.
+var (
+	asked    = []string{"profile", "owner", "service", "environment"}
+	certmill = append([]string{"token-file"}, asked...)
+)
 
 // Find returns the kind of a name.
 func Find(name string) (Kind, error) {
 	k, ok := kinds[name]
 	if !ok {
-		return Kind{}, fmt.Errorf("%q is not a target; there are %s", name, strings.Join(slices.Sorted(slices.Values(append(Names(), floors...))), ", "))
+		return Kind{}, fmt.Errorf("%q is not a target; there are %s", name, strings.Join(Names(), ", "))
 	}
 	k.Name = name
 	return k, nil
