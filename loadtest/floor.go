@@ -49,7 +49,7 @@ client.key for clients, and with --statuses issuer.pem and serials.txt.`,
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:8553", "address; port 0 takes a free one")
-	f.StringVar(&cfg.Dir, "dir", "", "folder for what clients need (default: a temporary one)")
+	f.StringVar(&cfg.Dir, "dir", "", "folder for what clients need (default: a temporary one, which goes with the server)")
 	f.DurationVar(&cfg.Lifetime, "lifetime", 24*time.Hour, "lifetime of the certificates")
 	f.BoolVar(&cfg.ClientAuth, "client-auth", false, "require a client certificate")
 	f.BoolVar(&cfg.Plain, "plain", false, "HTTP without TLS, as OCSP responders have it")
@@ -75,6 +75,7 @@ func serveFloor(c *cobra.Command, cfg floor.Config, withInput bool) error {
 		if err != nil {
 			return err
 		}
+		defer os.RemoveAll(dir)
 		cfg.Dir = dir
 	} else if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return err
@@ -100,23 +101,14 @@ var floorProgram = func() ([]string, error) {
 // generator's, and fills in where it is.
 func (s *session) startFloor(ctx context.Context) error {
 	o := s.o
-	dir, err := os.MkdirTemp("", "certmill-floor-")
-	if err != nil {
-		return err
-	}
-	s.closers = append(s.closers, func() error { return os.RemoveAll(dir) })
 	args, err := floorProgram()
 	if err != nil {
 		return err
 	}
-	args = append(args, "--listen", "127.0.0.1:0", "--dir", dir, "--end-with-input")
-	o.server.CAFile = filepath.Join(dir, "ca.pem")
+	args = append(args, "--listen", "127.0.0.1:0", "--end-with-input")
 	if s.kind.Subject == target.Statuses {
-		o.serials, o.issuer = filepath.Join(dir, "serials.txt"), filepath.Join(dir, "issuer.pem")
 		args = append(args, "--plain", "--statuses", fmt.Sprint(floorStatuses))
 	} else {
-		o.roots = o.server.CAFile
-		o.server.CertFile, o.server.KeyFile = filepath.Join(dir, "client.pem"), filepath.Join(dir, "client.key")
 		args = append(args, "--client-auth")
 	}
 	cmd := exec.Command(args[0], args[1:]...) // not CommandContext: it is asked to end, after the last request
@@ -148,7 +140,13 @@ func (s *session) startFloor(ctx context.Context) error {
 	if err := json.Unmarshal(line, &ready); err != nil {
 		return fmt.Errorf("the floor did not start: %w", err)
 	}
-	o.server.URL = ready.URL
+	in := func(name string) string { return filepath.Join(ready.Dir, name) }
+	o.server.URL, o.server.CAFile = ready.URL, in("ca.pem")
+	if s.kind.Subject == target.Statuses {
+		o.serials, o.issuer = in("serials.txt"), in("issuer.pem")
+	} else {
+		o.roots, o.server.CertFile, o.server.KeyFile = o.server.CAFile, in("client.pem"), in("client.key")
+	}
 	return nil
 }
 

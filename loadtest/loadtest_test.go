@@ -408,13 +408,14 @@ func TestScaleRunsItsHook(t *testing.T) {
 	}
 }
 
-// A floor ends with the load test that started it, even one that was killed.
+// A floor ends with the load test that started it, even one that was killed, and leaves
+// nothing behind.
 func TestTheFloorEndsWithWhoeverStartedIt(t *testing.T) {
 	args, err := floorProgram()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(args[0], append(args[1:], "--listen", "127.0.0.1:0", "--dir", t.TempDir(), "--end-with-input")...)
+	cmd := exec.Command(args[0], append(args[1:], "--listen", "127.0.0.1:0", "--end-with-input")...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -428,11 +429,19 @@ func TestTheFloorEndsWithWhoeverStartedIt(t *testing.T) {
 	}
 	kill := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
 	defer kill.Stop()
-	if _, err := bufio.NewReader(out).ReadBytes('\n'); err != nil {
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	var ready floorReady
+	if err = errors.Join(err, json.Unmarshal(line, &ready)); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(ready.Dir, "ca.pem")); err != nil {
 		t.Error(err)
 	}
 	if err := errors.Join(in.Close(), cmd.Wait()); err != nil {
 		t.Error(err)
+	}
+	if _, err := os.Stat(ready.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its folder stays: %v", err)
 	}
 }
 
