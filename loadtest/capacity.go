@@ -151,8 +151,9 @@ func (f *search) edge(start float64, try func(rate float64) (held bool, err erro
 	return 0, nil
 }
 
-// next returns the rate to try: up by halves from low until one does not hold, then
-// between the two. It is low itself when they are near enough, 0 when nothing holds.
+// next returns the rate to try: down to halves of high until one holds, up by halves from
+// low until one does not, then between low and high. It is low itself when they are near
+// enough, and 0 when not even one request a second holds.
 func (f *search) next(low, high float64) float64 {
 	most := math.Floor(f.most)
 	switch {

@@ -214,12 +214,12 @@ func targetsCommand() *cobra.Command {
 	type listed struct {
 		Name    string `json:"name"`
 		Summary string `json:"summary"`
-		// Flags are those that not every target reads.
+		// Flags are those of its own.
 		Flags []string `json:"flags"`
 	}
 	return &cobra.Command{
 		Use:   "targets",
-		Short: "List what can be put under load, with the flags that are for some targets only",
+		Short: "List what can be put under load, and the flags of each target's own",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var all []listed

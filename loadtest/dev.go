@@ -17,10 +17,6 @@ func (o *options) fillFromDev() ([]observe.Role, error) {
 	if o.dev == "" {
 		return nil, nil
 	}
-	switch o.target {
-	case "vault", "step", "cfssl":
-		return nil, usage(fmt.Errorf("--dev is a stack of certmill: --target %s is another CA, whose --url is needed", o.target))
-	}
 	files, err := filepath.Glob(filepath.Join(o.dev, "config", "*.yaml"))
 	if err != nil || len(files) == 0 {
 		return nil, usage(fmt.Errorf("--dev: %s holds no `certmill dev` stack: there is no config/*.yaml", o.dev))

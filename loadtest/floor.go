@@ -49,7 +49,7 @@ client.key for clients, and with --statuses issuer.pem and serials.txt.`,
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:8553", "address; port 0 takes a free one")
-	f.StringVar(&cfg.Dir, "dir", "", "folder for what clients need (default: a temporary one, which goes with the server)")
+	f.StringVar(&cfg.Dir, "dir", "", "folder for what clients need (default: a temporary one, removed at the end)")
 	f.DurationVar(&cfg.Lifetime, "lifetime", 24*time.Hour, "lifetime of the certificates")
 	f.BoolVar(&cfg.ClientAuth, "client-auth", false, "require a client certificate")
 	f.BoolVar(&cfg.Plain, "plain", false, "HTTP without TLS, as OCSP responders have it")
@@ -113,6 +113,7 @@ func (s *session) startFloor(ctx context.Context) error {
 	}
 	cmd := exec.Command(args[0], args[1:]...) // not CommandContext: it is asked to end, after the last request
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // the terminal's Ctrl-C is for us
 	if s.quiet {
 		cmd.Env = append(os.Environ(), sysmon.Environment+"=1")
 	}
@@ -126,7 +127,9 @@ func (s *session) startFloor(ctx context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting the floor: %w", err)
 	}
-	s.closers = append(s.closers, func() error { return endChild(cmd) })
+	var ready floorReady
+	// It removes its folder itself, unless it had to be killed.
+	s.closers = append(s.closers, func() error { return os.RemoveAll(ready.Dir) }, func() error { return endChild(cmd) })
 	if runtime.GOOS == "linux" {
 		o.tree = cmd.Process.Pid
 	}
@@ -136,7 +139,6 @@ func (s *session) startFloor(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the floor did not start: %w", err)
 	}
-	var ready floorReady
 	if err := json.Unmarshal(line, &ready); err != nil {
 		return fmt.Errorf("the floor did not start: %w", err)
 	}

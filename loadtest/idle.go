@@ -11,15 +11,11 @@ import (
 	"github.com/certmill/certmill/loadtest/target"
 )
 
-// Flags that only one subject has a use for.
-var (
-	forCertificates = []string{"key-type", "keys", "csrs", "max-reuse", "name", "common-name", "lifetime", "lifetime-less", "roots", "any-names", "expect-name", "check-row", "check-ocsp", "check-ocsp-within", "save", "save-most"}
-	forStatuses     = []string{"serials", "issuer"}
-)
+// forIssuing are the flags that only targets which issue have a use for.
+var forIssuing = []string{"key-type", "keys", "csrs", "max-reuse", "name", "common-name", "lifetime", "lifetime-less", "roots", "any-names", "expect-name", "check-row", "check-ocsp", "check-ocsp-within", "save", "save-most"}
 
-// forOthers are the flags that say where a target is, which a floor that is started here
-// knows by itself.
-var forOthers = []string{"url", "dev", "ca", "server-name", "cert", "key", "roots", "serials", "issuer", "watch-tree"}
+// givenByFloor are the flags for what a floor that is started here tells by itself.
+var givenByFloor = []string{"url", "dev", "ca", "server-name", "cert", "key", "roots", "serials", "issuer", "watch-tree"}
 
 // conditions are those under which other flags do something.
 var conditions = []struct {
@@ -32,6 +28,14 @@ var conditions = []struct {
 	{"sha256", "without --check-ocsp or an OCSP target", func(o *options, k target.Kind) bool { return o.status != "" || k.Subject == target.Statuses }},
 	{"in-flight", "with --callers, which are the calls in flight", func(o *options, _ target.Kind) bool { return o.callers == 0 }},
 	{"expect-name", "with --any-names", func(o *options, _ target.Kind) bool { return !o.anyNames }},
+	{"seed", "with --callers, who have no schedule", func(o *options, _ target.Kind) bool { return o.callers == 0 }},
+	{"pause", "with a single run: it is for --repeat", func(o *options, _ target.Kind) bool { return o.repeat > 1 }},
+	{"lifetime-less", "without --lifetime", func(o *options, _ target.Kind) bool { return o.server.Lifetime > 0 }},
+	{"check-row", "with --check 0", func(o *options, _ target.Kind) bool { return o.share > 0 }},
+	{"check-ocsp", "with --check 0", func(o *options, _ target.Kind) bool { return o.share > 0 }},
+	{"dev", "for another CA, whose --url is needed", func(_ *options, k target.Kind) bool {
+		return k.Name != "vault" && k.Name != "step" && k.Name != "cfssl"
+	}},
 }
 
 // idle fails when a flag was given that does nothing with the others: who has given it
@@ -55,16 +59,14 @@ func (o *options) idle() error {
 
 // whyIdle says why a flag does nothing; "" if it does something.
 func (o *options) whyIdle(flag string, kind target.Kind) string {
-	others := readers(flag)
+	readBy := readers(flag)
 	switch {
-	case len(others) > 0 && !slices.Contains(others, kind.Name):
-		return fmt.Sprintf("for --target %s: it is for %s", kind.Name, strings.Join(others, ", "))
-	case kind.Floor && slices.Contains(forOthers, flag):
+	case kind.Floor && slices.Contains(givenByFloor, flag):
 		return fmt.Sprintf("for --target %s, which is started here", kind.Name)
-	case kind.Subject == target.Statuses && slices.Contains(forCertificates, flag):
+	case len(readBy) > 0 && !slices.Contains(readBy, kind.Name):
+		return fmt.Sprintf("for --target %s: it is for %s", kind.Name, strings.Join(readBy, ", "))
+	case kind.Subject == target.Statuses && slices.Contains(forIssuing, flag):
 		return fmt.Sprintf("for --target %s: it is for targets that issue", kind.Name)
-	case kind.Subject != target.Statuses && slices.Contains(forStatuses, flag):
-		return fmt.Sprintf("for --target %s: it is for OCSP", kind.Name)
 	}
 	for _, w := range conditions {
 		if w.flag == flag && !w.good(o, kind) {

@@ -492,6 +492,24 @@ func TestScaleStartsAndEndsSigners(t *testing.T) {
 	}
 }
 
+// A signer that ends while it is measured spoils the measurement, and a shell's child ends
+// with the shell.
+func TestScaleSeesASignerEndAndEndsWhatAShellStarted(t *testing.T) {
+	pid := filepath.Join(t.TempDir(), "pid")
+	out, err := certmill(t, "text", "scale", "--target", "floor", "--signers", "1,2", "--signers-ready", "1ms", "-d", "3s", "--warmup", "100ms", "--start", "5", "--most", "5", "--settle", "1ms",
+		"--objective", "errors<50%,reached>1%", "--", "sh", "-c", "if test {n} = 1; then sleep 600 & echo $! > "+pid+"; wait; else sleep 1; exit 3; fi")
+	if code(err) != exitFailed || !strings.Contains(fmt.Sprint(err), "signer 2 ended (exit status 3)") || strings.Count(out, "at least 5/s") != 1 {
+		t.Errorf("exit code %d, %v\n%s", code(err), err, out)
+	}
+	child, err := os.ReadFile(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if state, err := os.ReadFile("/proc/" + strings.TrimSpace(string(child)) + "/stat"); err == nil && !strings.Contains(string(state), ") Z ") {
+		t.Errorf("the shell's child runs: %s", state)
+	}
+}
+
 func TestADevStackFillsInTheFlags(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{

@@ -217,7 +217,7 @@ func (s *session) runs(ctx context.Context, l load, n int, pause time.Duration) 
 			l.title = fmt.Sprintf("run %d of %d", i+1, n)
 		}
 		run, err := s.measure(ctx, l)
-		if run != nil && (run.Asked > 0 || run.Checks.Wrong > 0) {
+		if run != nil && !run.Empty() {
 			out = append(out, *run)
 		}
 		if err != nil {

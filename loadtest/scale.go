@@ -38,8 +38,8 @@ The number of signers is set in one of three ways:
   --hook     a shell command that finds the number in $SIGNERS and returns when they
              are ready;
   -- COMMAND is started for each signer, as many times as needed: it finds its number
-             in $SIGNER, which replaces {n} in its arguments too; all are ended at the
-             end;
+             in $SIGNER, which replaces {n} in its arguments too. It is to stay in the
+             foreground: one that ends fails the step. All are ended at the end;
   --dev      alone: the signers of a ` + "`certmill dev --signers 1`" + ` stack count, and further
              ones are started with their configuration.`,
 		Example: `  certmill loadtest scale --url https://ca.test:8443 … --hook 'kubectl scale deploy/signer --replicas=$SIGNERS && kubectl rollout status deploy/signer'
@@ -146,6 +146,9 @@ func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *cre
 	}
 	found, run, err := s.capacity(ctx, find)
 	out.Capacity = *found
+	if err == nil {
+		err = crew.alive() // else it was measured with fewer
+	}
 	return out, run, err
 }
 
@@ -153,7 +156,7 @@ func (s *session) step(ctx context.Context, find *search, sc *scaling, crew *cre
 const maxSigners = 256
 
 // crew is signer processes started here. They end with this one, even if it is killed
-// (Linux).
+// (Linux); what a shell among them has started does not end then.
 type crew struct {
 	args []string
 	env  []string
@@ -210,18 +213,22 @@ func (c *crew) grow(to int) error {
 func (c *crew) alive() error {
 	for _, m := range c.members {
 		if err := m.Err(); err != nil {
-			return fmt.Errorf("%w: a command after -- is to run until it is ended; one that returns is for --hook", err)
+			return fmt.Errorf("%w; signers are to run until they are ended", err)
 		}
 	}
 	return nil
 }
+
+// signerGrace is how long signers may take to end: certmill's own have 20 s for what they
+// hold.
+const signerGrace = 30 * time.Second
 
 // end ends all of them.
 func (c *crew) end() error {
 	errs := make([]error, len(c.members))
 	var ending sync.WaitGroup
 	for i, m := range c.members {
-		ending.Go(func() { errs[i] = m.Stop(syscall.SIGTERM, 10*time.Second) })
+		ending.Go(func() { errs[i] = m.StopGroup(syscall.SIGTERM, signerGrace) })
 	}
 	ending.Wait()
 	return errors.Join(errs...)

@@ -94,11 +94,15 @@ func TestWrongUsageHasItsExitCode(t *testing.T) {
 		{"run --target floor --rate 1 --dev .", "--dev does nothing"},
 		{"run --target floor-get --rate 1 --key-type p384", "it is for targets that issue"},
 		{"run --target floor --rate 1 --serials s", "--serials does nothing"},
-		{"run --url https://127.0.0.1:1 --rate 1 --serials s", "it is for OCSP"},
+		{"run --url https://127.0.0.1:1 --rate 1 --serials s", "it is for ocsp-get, ocsp-post"},
 		{"run --target floor --rate 1 --sha256", "without --check-ocsp"},
 		{"run --target floor --rate 1 --save-most 5", "without --save"},
 		{"run --target floor --rate 1 --check-ocsp-within 5s", "without --check-ocsp"},
 		{"run --target floor --callers 1 --in-flight 5", "with --callers"},
+		{"run --target floor --callers 1 --seed 5", "with --callers"},
+		{"run --target floor --rate 1 --pause 1s", "--repeat"},
+		{"run --target floor --rate 1 --lifetime-less 0.2", "without --lifetime"},
+		{"run --url https://127.0.0.1:1 --rate 1 --check-row 127.0.0.1:2 --check 0", "--check-row does nothing with --check 0"},
 		{"run --target floor --rate 1 --any-names --expect-name a.test", "with --any-names"},
 	} {
 		_, err := certmill(t, "text", strings.Fields(c.args)...)
@@ -111,7 +115,7 @@ func TestWrongUsageHasItsExitCode(t *testing.T) {
 // The lists of flags that are for some targets name flags that there are.
 func TestFlagsForSomeTargetsAreFlags(t *testing.T) {
 	f := runCommand().Flags()
-	lists := [][]string{forCertificates, forStatuses, forOthers}
+	lists := [][]string{forIssuing, givenByFloor}
 	for _, name := range target.Names() {
 		k, err := target.Find(name)
 		if err != nil {
@@ -180,7 +184,6 @@ func TestScaleFailsWhereNothingHolds(t *testing.T) {
 	}
 }
 
-// The wrong answer is in the result, and the steps before it would be.
 // A signer that does not stay is no signer that was measured.
 func TestScaleFailsWhereASignerEnds(t *testing.T) {
 	out, err := certmill(t, "text", "scale", "--target", "floor", "--signers", "1,2", "--signers-ready", "300ms", "-d", "600ms", "--warmup", "100ms", "--start", "5", "--most", "5", "--settle", "1ms",
@@ -190,6 +193,7 @@ func TestScaleFailsWhereASignerEnds(t *testing.T) {
 	}
 }
 
+// The wrong answer is in the result, and the steps before it would be.
 func TestAWrongAnswerEndsScale(t *testing.T) {
 	out, err := certmill(t, "json", "scale", "--url", liar(t), "--signers", "1,2", "--signers-ready", "1ms", "--hook", "true",
 		"-d", "600ms", "--warmup", "100ms", "--settle", "1ms", "--start", "40")

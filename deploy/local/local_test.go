@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -335,6 +336,38 @@ func TestAChildThatHangsIsKilledWithItsGroup(t *testing.T) {
 		if err := poll(t.Context(), "the group to end", func() (bool, error) { return errors.Is(syscall.Kill(-p.PID(), 0), syscall.ESRCH), nil }); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestAGroupIsStoppedWhole(t *testing.T) {
+	for _, c := range []struct{ name, script, want string }{
+		{"a shell with a child", "(trap 'echo child >> $0; exit' TERM; echo ready >> $0; while :; do sleep 0.02; done) & wait", ""},
+		{"a deaf one", "trap '' TERM; echo ready >> $0; while :; do sleep 0.02; done", "did not stop"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			said := filepath.Join(t.TempDir(), "said")
+			text := func() string { b, _ := os.ReadFile(said); return string(b) }
+			p, err := Start(Command{Name: "group", Path: "/bin/sh", Args: []string{"-c", c.script, said}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := poll(t.Context(), "the start", func() (bool, error) { return text() == "ready\n", nil }); err != nil {
+				t.Fatal(err)
+			}
+			grace := 20 * time.Second
+			if c.want != "" {
+				grace = 100 * time.Millisecond
+			}
+			if err := p.StopGroup(syscall.SIGTERM, grace); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Error(err)
+			}
+			if p.Status() == "" || c.want == "" && text() != "ready\nchild\n" {
+				t.Errorf("status %q, and it said %q", p.Status(), text())
+			}
+			if err := p.StopGroup(syscall.SIGTERM, grace); err != nil {
+				t.Errorf("stopping what has ended: %v", err)
+			}
+		})
 	}
 }
 

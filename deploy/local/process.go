@@ -19,8 +19,8 @@ type Command struct {
 	Env []string
 	// Dir is the working directory; "" means ours, or / for another user.
 	Dir string
-	// Log is the file to which standard output and error are appended; "" means our own
-	// standard error.
+	// Log is the file to which standard output and error are appended. "" means our own
+	// standard error; standard output is thrown away then.
 	Log string
 	// OnDeath is the signal that the child gets when this process dies (Linux); zero
 	// means SIGTERM.
@@ -43,16 +43,16 @@ type Process struct {
 // Start starts a child in a process group of its own, so that Ctrl-C on the terminal
 // reaches it only through us, in our order.
 func Start(c Command) (*Process, error) {
-	log := os.Stderr
+	cmd := exec.Command(c.Path, c.Args...)
+	cmd.Stderr = os.Stderr
 	if c.Log != "" {
-		var err error
-		if log, err = os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
 			return nil, err
 		}
 		defer log.Close()
+		cmd.Stdout, cmd.Stderr = log, log
 	}
-	cmd := exec.Command(c.Path, c.Args...)
-	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = c.Env
 	cmd.Dir = "/"
 	if c.Dir != "" || c.Credential == nil {
@@ -125,7 +125,7 @@ func (p *Process) Status() string {
 	return "exit status 0"
 }
 
-// Err says how the child ended, with the end of its log; nil while it runs.
+// Err says how the child ended, with the end of its log if it has one; nil while it runs.
 func (p *Process) Err() error {
 	status := p.Status()
 	if status == "" {
@@ -161,4 +161,26 @@ func (p *Process) Stop(sig syscall.Signal, grace time.Duration) error {
 	_ = syscall.Kill(-p.PID(), syscall.SIGKILL)
 	<-p.done
 	return fmt.Errorf("%s did not stop within %s and was killed", p.name, grace)
+}
+
+// StopGroup is Stop for the child's whole process group, such as a shell with what it has
+// started: the shell may end before that does, which has as long as the shell.
+func (p *Process) StopGroup(sig syscall.Signal, grace time.Duration) error {
+	group := -p.PID()
+	if err := syscall.Kill(group, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("stopping %s: %w", p.name, err)
+	}
+	for end := time.Now().Add(grace); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if errors.Is(syscall.Kill(group, 0), syscall.ESRCH) { // all have ended, and the child was waited for
+			<-p.done
+			return nil
+		}
+	}
+	inTime := p.Status() != ""
+	_ = syscall.Kill(group, syscall.SIGKILL) // whoever is left
+	<-p.done
+	if !inTime {
+		return fmt.Errorf("%s did not stop within %s and was killed", p.name, grace)
+	}
+	return nil
 }

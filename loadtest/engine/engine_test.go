@@ -465,9 +465,10 @@ func TestWhatAServerSaidIsPrintable(t *testing.T) {
 	for in, want := range map[string]string{
 		"":                  "",
 		"plain":             "plain",
-		"für\tzwei\n\u2028": "für zwei  ",
+		"für\tzwei\n\u2028": "für zwei ",
 		"\xff\u202ex":       `\xff…`,
 		"exactly ten":       "exactly t…",
+		"a  b\n\t c":        "a b c",
 		"0123456789":        "0123456789",
 		"ééééééééééé":       "ééééééééé…",
 	} {

@@ -14,7 +14,7 @@ const (
 	maxWord   = 60 // kinds and phases
 )
 
-// Printable makes what a server said safe to show: white space becomes a space, what
+// Printable makes what a server said safe to show: white space becomes one space, what
 // cannot be printed its escape (no ESC reaches a terminal), and the result has at most
 // most characters.
 func Printable(s string, most int) string {
@@ -29,7 +29,11 @@ func Printable(s string, most int) string {
 		case r == utf8.RuneError && size == 1:
 			piece = fmt.Sprintf(`\x%02x`, s[0])
 		case unicode.IsSpace(r):
-			piece = " "
+			if strings.HasSuffix(b.String(), " ") {
+				piece = ""
+			} else {
+				piece = " "
+			}
 		case !unicode.IsPrint(r):
 			quoted := strconv.QuoteRune(r)
 			piece = quoted[1 : len(quoted)-1]
@@ -47,7 +51,7 @@ func Printable(s string, most int) string {
 // plain reports whether s can stay as it is, as nearly all do.
 func plain(s string, most int) bool {
 	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
+		if s[i] < ' ' || s[i] > '~' || s[i] == ' ' && i > 0 && s[i-1] == ' ' {
 			return false
 		}
 	}

@@ -155,8 +155,8 @@ func TestACapacityThatWasNotLookedForToTheEndSaysSo(t *testing.T) {
 }
 
 func TestFewAnswersAreTold(t *testing.T) {
-	for n, want := range map[int64]bool{0: false, 99: true, 100: false} {
-		r := &Result{Runs: []Run{{Summary: engine.Summary{Asked: 100, OK: n}}}}
+	for n, want := range map[int64]bool{0: false, 990: true, 1000: false} { // in batches of ten
+		r := &Result{Plan: Plan{Batch: 10}, Runs: []Run{{Summary: engine.Summary{Asked: 100, OK: n, Latency: engine.Quantiles{Count: n}}}}}
 		var out strings.Builder
 		if err := r.WriteTable(&out); err != nil || strings.Contains(out.String(), "run longer") != want {
 			t.Errorf("%d answers, %v:\n%s", n, err, out.String())

@@ -88,6 +88,9 @@ type Run struct {
 	Ended string `json:"ended,omitempty"`
 }
 
+// Empty reports whether the run has measured nothing: it ended before a request was due.
+func (r *Run) Empty() bool { return r.Asked == 0 && r.Checks.Wrong == 0 }
+
 // Sample is one look at the service.
 type Sample struct {
 	At float64 `json:"at"`
@@ -214,7 +217,7 @@ func ReadFile(path string) (*Result, error) {
 		return nil, fmt.Errorf("%s is not the result of a load test of this version", path)
 	}
 	for i := range r.Runs {
-		if s := &r.Runs[i]; s.Asked == 0 && s.Checks.Wrong == 0 {
+		if r.Runs[i].Empty() {
 			return nil, fmt.Errorf("%s: runs[%d] asked for nothing", path, i)
 		}
 	}

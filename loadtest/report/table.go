@@ -14,8 +14,18 @@ import (
 // maxShown is what the table shows of what a server said, in characters.
 const maxShown = 200
 
-// few answers are those of which none is slower than the p99.
+// few answers are those of which at most one is slower than the p99.
 const few = 100
+
+// Few says that a run had so few answers that its p99 is that of one or two of them, or "".
+// The answers of a batch come together and count as one.
+func (r *Run) Few(p Plan) string {
+	n := r.Latency.Count / int64(max(1, p.Batch))
+	if n == 0 || n >= few {
+		return ""
+	}
+	return fmt.Sprintf("the p99 is that of the slowest or second slowest of %d calls: run longer", n)
+}
 
 // WriteTable writes the result for a terminal.
 func (r *Result) WriteTable(w io.Writer) error {
@@ -81,8 +91,8 @@ func (r *Run) write(t io.Writer, title string, p Plan) {
 		from = "closed loop: stalls are understated"
 	}
 	fmt.Fprintf(t, "latency\tp50 %s  p90 %s  p99 %s  p99.9 %s  max %s ms (%s)\n", digits(l.P50), digits(l.P90), digits(l.P99), digits(l.P999), digits(l.Max), from)
-	if r.OK > 0 && r.OK < few {
-		fmt.Fprintf(t, "  WARNING\tof %d answers the p99 is the slowest one: run longer, or judge by the p50\n", r.OK)
+	if text := r.Few(p); text != "" {
+		fmt.Fprintf(t, "  WARNING\t%s\n", text)
 	}
 	fmt.Fprintf(t, "errors\t%d (%.3g%%)\n", r.Failed, 100*r.ErrorShare())
 	for _, e := range r.Errors[:min(6, len(r.Errors))] {

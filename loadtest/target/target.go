@@ -132,31 +132,31 @@ type Kind struct {
 	Multiplexed bool
 	// Floor is true for the yardsticks, which `loadtest` starts itself.
 	Floor bool
-	// Flags are the flags for fields of Config that not every kind reads.
+	// Flags are the flags of its own: not every kind reads them.
 	Flags []string
 }
 
 var kinds = map[string]Kind{
-	"rest":       {Summary: "certmill POST /v1/certificates, PEM in and out, HTTPS keep-alive", Subject: Certificates, Open: openREST, Connections: 64, Flags: certmill},
-	"grpc":       {Summary: "certmill gRPC Issue, unary", Subject: Certificates, Open: openUnary, Connections: 4, Multiplexed: true, Flags: certmill},
-	"stream":     {Summary: "certmill gRPC IssueStream, one stream a connection", Subject: Certificates, Open: openStream, Connections: 4, Multiplexed: true, Flags: certmill},
-	"batch":      {Summary: "certmill gRPC IssueBatch", Subject: Certificates, Open: openBatch, Connections: 4, Multiplexed: true, Batch: true, Flags: append([]string{"batch"}, certmill...)},
-	"ocsp-get":   {Summary: "OCSP by GET (RFC 6960 appendix A)", Subject: Statuses, Open: openOCSPGet, Connections: 64},
-	"ocsp-post":  {Summary: "OCSP by POST", Subject: Statuses, Open: openOCSPPost, Connections: 64},
+	"rest":       {Summary: "certmill POST /v1/certificates, PEM in and out, HTTPS keep-alive", Subject: Certificates, Open: openREST, Connections: 64, Flags: certmillFlags},
+	"grpc":       {Summary: "certmill gRPC Issue, unary", Subject: Certificates, Open: openUnary, Connections: 4, Multiplexed: true, Flags: certmillFlags},
+	"stream":     {Summary: "certmill gRPC IssueStream, one stream a connection", Subject: Certificates, Open: openStream, Connections: 4, Multiplexed: true, Flags: certmillFlags},
+	"batch":      {Summary: "certmill gRPC IssueBatch", Subject: Certificates, Open: openBatch, Connections: 4, Multiplexed: true, Batch: true, Flags: append([]string{"batch"}, certmillFlags...)},
+	"ocsp-get":   {Summary: "OCSP by GET (RFC 6960 appendix A)", Subject: Statuses, Open: openOCSPGet, Connections: 64, Flags: []string{"serials", "issuer"}},
+	"ocsp-post":  {Summary: "OCSP by POST", Subject: Statuses, Open: openOCSPPost, Connections: 64, Flags: []string{"serials", "issuer"}},
 	"vault":      {Summary: "OpenBao or Vault POST /v1/<mount>/sign/<role>", Subject: Certificates, Open: openVault, Connections: 64, Flags: []string{"token-file", "mount", "role"}},
 	"step":       {Summary: "step-ca POST /1.0/sign with a JWK provisioner", Subject: Certificates, Open: openStep, Connections: 64, Flags: []string{"provisioner", "provisioner-key", "provisioner-password-file"}},
 	"cfssl":      {Summary: "cfssl POST /api/v1/cfssl/sign or authsign", Subject: Certificates, Open: openCFSSL, Connections: 64, Flags: []string{"token-file", "profile"}},
 	"istio":      {Summary: "Istio gRPC CreateCertificate (istio.v1.auth)", Subject: Certificates, Open: openIstio, Connections: 4, Multiplexed: true, Flags: []string{"token-file", "cluster-id"}},
-	"floor":      {Summary: "the floor's POST /v1/certificates: the yardstick for issuing, started here", Subject: Certificates, Open: openREST, Connections: 64, Floor: true, Flags: asked},
+	"floor":      {Summary: "the floor's POST /v1/certificates: the yardstick for issuing, started here", Subject: Certificates, Open: openREST, Connections: 64, Floor: true, Flags: metadataFlags},
 	"floor-get":  {Summary: "the floor's OCSP by GET: the yardstick for responders, started here", Subject: Statuses, Open: openOCSPGet, Connections: 64, Floor: true},
 	"floor-post": {Summary: "the floor's OCSP by POST, started here", Subject: Statuses, Open: openOCSPPost, Connections: 64, Floor: true},
 }
 
-// What certmill is asked for beside the lifetime, and by whom. The floor takes the first
-// too, and gives the same to all.
+// What certmill is asked for beside the lifetime, and as whom. The floor is asked for the
+// same and gives everybody the same, so that one command line serves for both.
 var (
-	asked    = []string{"profile", "owner", "service", "environment"}
-	certmill = append([]string{"token-file"}, asked...)
+	metadataFlags = []string{"profile", "owner", "service", "environment"}
+	certmillFlags = append([]string{"token-file"}, metadataFlags...)
 )
 
 // Find returns the kind of a name.
