@@ -353,7 +353,7 @@ func limited(t *testing.T, each time.Duration) string {
 }
 
 func TestCapacityFindsWhereAServerGivesWay(t *testing.T) {
-	out, err := certmill(t, "json", "capacity", "--url", limited(t, 20*time.Millisecond), "-d", "1500ms", "--warmup", "300ms", "--timeout", "500ms", "--settle", "300ms",
+	out, err := certmill(t, "json", "capacity", "--url", limited(t, 20*time.Millisecond), "-d", "1500ms", "--warmup", "300ms", "--settle", "300ms",
 		"--objective", "p90<300ms,errors<10%", "--start", "10", "--precision", "0.3")
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -364,10 +364,16 @@ func TestCapacityFindsWhereAServerGivesWay(t *testing.T) {
 	}
 	c := r.Capacity
 	// 20 ms each are 50/s at the very most, and Poisson arrivals need some room.
-	if c.Rate < 10 || c.Rate > 62 || len(c.Trials) < 3 {
-		t.Errorf("capacity %g of a server of 50/s: %+v", c.Rate, c.Trials)
+	twice := 0
+	for _, trial := range c.Trials {
+		if trial.Held && trial.Rate == c.Rate {
+			twice++
+		}
 	}
-	if why := strings.Join(c.GaveWay, "; "); !strings.Contains(why, "p90 is") && !strings.Contains(why, "reached is") && !strings.Contains(why, "unsent") && !strings.Contains(why, "timeout") {
+	if c.Rate == 0 || c.Rate > 62 || twice < 2 {
+		t.Errorf("capacity %g of a server of 50/s, held %d times: %+v", c.Rate, twice, c.Trials)
+	}
+	if why := strings.Join(c.GaveWay, "; "); !strings.Contains(why, "p90 is") && !strings.Contains(why, "reached is") {
 		t.Errorf("gave way: %q", why)
 	}
 	if why := strings.Join(c.GaveWay, "; "); !strings.Contains(why, `"hsm" (99 %)`) && !strings.Contains(why, `"hsm" (100 %)`) {

@@ -40,18 +40,13 @@ func TestOnARealLedger(t *testing.T) {
 	w.announceIssued(announced)
 	w.eventually("good by its event", func() bool { return w.ask(url, announced.Serial) == "good" })
 	w.eventually("good by the sweep", func() bool { return w.ask(url, silent.Serial) == "good" })
-	if got := w.ask(url, ocsptest.Serial(t, epoch, time.Now(), time.Now().Add(time.Hour))); got != "unauthorized" {
-		t.Errorf("never issued: %s", got)
-	}
+	never := ocsptest.Serial(t, epoch, time.Now(), time.Now().Add(time.Hour))
+	w.eventually("complete, so that it is known what was never issued", func() bool { return w.ask(url, never) == "unauthorized" })
 	_, first, err := book.Revoke(t.Context(), ledger.Revocation{Serial: silent.Serial, Reason: 4, RevokedBy: "test"})
 	if err != nil || !first {
 		t.Fatal(first, err)
 	}
-	start := time.Now()
 	w.eventually("revoked by the poll", func() bool { return w.ask(url, silent.Serial) == "revoked" })
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("a revocation took %s", took)
-	}
 	sum, err := Verify(t.Context(), book, w.store, 0, func(d Difference) { t.Errorf("%s: %s, %s", d.Serial, d.Kind, d.Detail) })
 	if err != nil || sum.Certificates != 2 || sum.Records != 2 {
 		t.Errorf("%+v, %v", sum, err)
