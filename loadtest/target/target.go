@@ -147,9 +147,9 @@ var kinds = map[string]Kind{
 	"step":       {Summary: "step-ca POST /1.0/sign with a JWK provisioner", Subject: Certificates, Open: openStep, Connections: 64, Flags: []string{"provisioner", "provisioner-key", "provisioner-password-file"}},
 	"cfssl":      {Summary: "cfssl POST /api/v1/cfssl/sign or authsign", Subject: Certificates, Open: openCFSSL, Connections: 64, Flags: []string{"token-file", "profile"}},
 	"istio":      {Summary: "Istio gRPC CreateCertificate (istio.v1.auth)", Subject: Certificates, Open: openIstio, Connections: 4, Multiplexed: true, Flags: []string{"token-file", "cluster-id"}},
-	"floor":      {Summary: "the floor's POST /v1/certificates: the yardstick for issuing, started here", Subject: Certificates, Open: openREST, Connections: 64, Floor: true, Flags: metadataFlags},
-	"floor-get":  {Summary: "the floor's OCSP by GET: the yardstick for responders, started here", Subject: Statuses, Open: openOCSPGet, Connections: 64, Floor: true},
-	"floor-post": {Summary: "the floor's OCSP by POST, started here", Subject: Statuses, Open: openOCSPPost, Connections: 64, Floor: true},
+	"floor":      {Summary: "the floor's POST /v1/certificates, the yardstick for issuing (started here)", Subject: Certificates, Open: openREST, Connections: 64, Floor: true, Flags: metadataFlags},
+	"floor-get":  {Summary: "the floor's OCSP by GET, the yardstick for responders (started here)", Subject: Statuses, Open: openOCSPGet, Connections: 64, Floor: true},
+	"floor-post": {Summary: "the floor's OCSP by POST (started here)", Subject: Statuses, Open: openOCSPPost, Connections: 64, Floor: true},
 }
 
 // What certmill is asked for beside the lifetime, and as whom. The floor is asked for the
