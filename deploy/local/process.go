@@ -158,8 +158,17 @@ func (p *Process) Stop(sig syscall.Signal, grace time.Duration) error {
 		return nil
 	case <-timer.C:
 	}
+	return p.kill(grace)
+}
+
+// kill kills the process group, waits for the child, and says so unless it had ended.
+func (p *Process) kill(grace time.Duration) error {
+	inTime := p.Status() != ""
 	_ = syscall.Kill(-p.PID(), syscall.SIGKILL)
 	<-p.done
+	if inTime {
+		return nil
+	}
 	return fmt.Errorf("%s did not stop within %s and was killed", p.name, grace)
 }
 
@@ -176,11 +185,5 @@ func (p *Process) StopGroup(sig syscall.Signal, grace time.Duration) error {
 			return nil
 		}
 	}
-	inTime := p.Status() != ""
-	_ = syscall.Kill(group, syscall.SIGKILL) // whoever is left
-	<-p.done
-	if !inTime {
-		return fmt.Errorf("%s did not stop within %s and was killed", p.name, grace)
-	}
-	return nil
+	return p.kill(grace) // whoever is left
 }
