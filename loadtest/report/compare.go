@@ -162,6 +162,7 @@ func (c *Comparison) Any(v Verdict) bool {
 
 // Write writes the comparison for people.
 func (c *Comparison) Write(w io.Writer) error {
+	w = terminal{w}
 	fmt.Fprintf(w, "A: %s (%d runs)\nB: %s (%d runs)\n\n", c.A, c.RunsA, c.B, c.RunsB)
 	for _, warning := range c.Warnings {
 		fmt.Fprintf(w, "warning: %s\n", warning)

@@ -1,12 +1,14 @@
 package report
 
 import (
+	"errors"
 	"math"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/certmill/certmill/loadtest/engine"
 )
@@ -170,6 +172,18 @@ func TestTheTableIsOfPrintableText(t *testing.T) {
 	r.Runs[0].Errors = []engine.Failure{{Kind: "http_500", Count: 1, Example: "a\x1b[31m\x07\nb" + strings.Repeat("é", 300)}}
 	var out strings.Builder
 	if err := r.WriteTable(&out); err != nil || strings.ContainsAny(out.String(), "\x1b\x07") || !strings.Contains(out.String(), `the first: a\x1b[31m\a b`) || !strings.Contains(out.String(), "é…") {
+		t.Errorf("%v\n%q", err, out.String())
+	}
+}
+
+// Nor can what somebody has written into a result file.
+func TestTextsOfAFileCannotControlTheTerminal(t *testing.T) {
+	hostile := "a\x1b[2J\u009b2J\rb\xff"
+	r := &Result{Objective: hostile, Missed: []string{hostile}, Runs: []Run{{Ended: hostile}}, Capacity: &Capacity{GaveWay: []string{hostile}}}
+	r.Runs[0].Errors = []engine.Failure{{Kind: hostile, Count: 1}}
+	c := &Comparison{A: hostile, B: hostile, Warnings: []string{hostile}}
+	var out strings.Builder
+	if err := errors.Join(r.WriteTable(&out), c.Write(&out)); err != nil || strings.ContainsAny(out.String(), "\x1b\u009b\r") || !utf8.ValidString(out.String()) || strings.Count(out.String(), "[2J") < 7 {
 		t.Errorf("%v\n%q", err, out.String())
 	}
 }

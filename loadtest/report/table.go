@@ -1,12 +1,14 @@
 package report
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/certmill/certmill/loadtest/engine"
 )
@@ -27,9 +29,27 @@ func (r *Run) Few(p Plan) string {
 	return fmt.Sprintf("the p99 is that of the slowest or second slowest of %d calls: run longer", n)
 }
 
+// terminal passes text on without what could control a terminal: results come from files
+// too, and all their texts from others.
+type terminal struct{ w io.Writer }
+
+func (t terminal) Write(p []byte) (int, error) {
+	if _, err := t.w.Write(bytes.Map(visible, p)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func visible(r rune) rune {
+	if r == '\n' || unicode.IsPrint(r) {
+		return r
+	}
+	return unicode.ReplacementChar
+}
+
 // WriteTable writes the result for a terminal.
 func (r *Result) WriteTable(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	t := tabwriter.NewWriter(terminal{w}, 0, 0, 2, ' ', 0)
 	for i := range r.Runs {
 		title := ""
 		switch {
