@@ -46,7 +46,11 @@ func TestOnARealLedger(t *testing.T) {
 	if err != nil || !first {
 		t.Fatal(first, err)
 	}
+	start := time.Now()
 	w.eventually("revoked by the poll", func() bool { return w.ask(url, silent.Serial) == "revoked" })
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("a revocation took %s", took)
+	}
 	sum, err := Verify(t.Context(), book, w.store, 0, func(d Difference) { t.Errorf("%s: %s, %s", d.Serial, d.Kind, d.Detail) })
 	if err != nil || sum.Certificates != 2 || sum.Records != 2 {
 		t.Errorf("%+v, %v", sum, err)
